@@ -1,0 +1,213 @@
+r"""The sampler: its masks, its distribution, its log-probs, and its independence of the batch."""
+
+import copy
+
+import pytest
+import torch
+from conftest import small_model
+
+from gsm8k import format_prompt
+from rollout import Rollout, inverse_cdf, pad_left, positions, sample_rollouts, token_log_probs, uniforms
+
+PROMPTS = [
+    "Ava has 12 apples. How many apples does Ava have?",
+    "A box holds 5 plums. Ben fills 7 boxes and then sells 9 plums. How many plums remain?",
+    "Short.",
+]
+
+
+@pytest.fixture(scope="module", params=["llama", "qwen2", "gemma", "gpt2"])
+def any_model(request, tiny):
+    r"""(model, tokenizer): the embedded Llama and small models of three other families."""
+    return tiny if request.param == "llama" else (small_model(request.param, tiny[1]), tiny[1])
+
+
+def prompts_for(tokenizer):
+    return [format_prompt(tokenizer, prompt) for prompt in PROMPTS]
+
+
+def test_greedy_is_transformers_generate(any_model):
+    model, tokenizer = any_model
+    prompts = prompts_for(tokenizer)
+    ours = sample_rollouts(model, tokenizer, prompts, group_size=1, max_new_tokens=24, greedy=True)
+    ids, mask = pad_left(tokenizer, prompts)
+    theirs = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=24, do_sample=False)
+    prompt_length = ids.shape[1]
+    for row in range(len(prompts)):
+        length = int(ours.response_mask[row].sum())
+        assert ours.sequences[row, prompt_length:][:length].tolist() == theirs[row, prompt_length:][:length].tolist()
+        ended = theirs[row, prompt_length + length - 1] == tokenizer.eos_token_id
+        assert bool(ours.truncated[row]) != bool(ended)
+
+
+def test_left_padding_changes_nothing(any_model):
+    model, tokenizer = any_model
+    together = sample_rollouts(model, tokenizer, prompts_for(tokenizer), 1, 16, greedy=True)
+    for row, prompt in enumerate(prompts_for(tokenizer)):
+        alone = sample_rollouts(model, tokenizer, [prompt], 1, 16, greedy=True)
+        assert alone.texts[0] == together.texts[row]
+        length = int(alone.response_mask.sum())
+        torch.testing.assert_close(alone.log_probs[0], together.log_probs[row, :length], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0, 1.6])
+def test_trainer_and_sampler_agree(any_model, temperature):
+    model, tokenizer = any_model
+    rollout = sample_rollouts(model, tokenizer, prompts_for(tokenizer), 4, 24, temperature, seed=1)
+    again = token_log_probs(model, rollout, temperature)
+    assert again.shape == rollout.log_probs.shape == rollout.response_mask.shape
+    torch.testing.assert_close(again, rollout.log_probs, atol=1e-3, rtol=0)
+    other = token_log_probs(model, rollout, temperature + 0.5)
+    assert (other - rollout.log_probs).abs().max() > 0.01  # the temperature matters, so the check above can fail
+
+
+def test_log_probs_are_those_of_a_plain_forward_pass(tiny):
+    model, tokenizer = tiny
+    prompt = prompts_for(tokenizer)[1]
+    rollout = sample_rollouts(model, tokenizer, [prompt], 3, 24, temperature=1.3, seed=5)
+    prompt_ids = tokenizer(prompt, add_special_tokens=False).input_ids
+    for row in range(3):
+        length = int(rollout.response_mask[row].sum())
+        response = rollout.sequences[row, len(prompt_ids) : len(prompt_ids) + length].tolist()
+        logits = model(input_ids=torch.tensor([prompt_ids + response])).logits[0]  # [P+T, V]
+        for t, token in enumerate(response):
+            expected = (logits[len(prompt_ids) + t - 1] / 1.3).log_softmax(-1)[token]
+            assert abs(expected - rollout.log_probs[row, t]) < 1e-3
+
+
+def test_mask_counts_up_to_and_including_the_first_eos(any_model):
+    model, tokenizer = any_model
+    rollout = sample_rollouts(model, tokenizer, prompts_for(tokenizer), 16, 12, temperature=2.0, seed=3)
+    n, width = rollout.response_mask.shape
+    assert n == 48 and width <= 12
+    prompt_length = rollout.sequences.shape[1] - width
+    for row in range(n):
+        response = rollout.sequences[row, prompt_length:].tolist()
+        ended = tokenizer.eos_token_id in response[: int(rollout.response_mask[row].sum())]
+        expected = response.index(tokenizer.eos_token_id) + 1 if ended else 12
+        assert rollout.response_mask[row].tolist() == [t < expected for t in range(width)]
+        assert bool(rollout.truncated[row]) == (not ended)
+        assert (rollout.log_probs[row, expected:] == 0).all()
+        assert rollout.attention_mask[row, prompt_length:].tolist() == rollout.response_mask[row].int().tolist()
+
+
+def test_pad_token_that_is_eos_still_counts_the_eos(tiny):
+    model, tokenizer = tiny
+    same = copy.deepcopy(tokenizer)
+    same.pad_token = same.eos_token
+    prompts = prompts_for(tokenizer)
+    a = sample_rollouts(model, tokenizer, prompts, 4, 60, seed=2)
+    b = sample_rollouts(model, same, prompts, 4, 60, seed=2)
+    assert not a.truncated.all()
+    assert a.response_mask.tolist() == b.response_mask.tolist() and a.texts == b.texts
+    torch.testing.assert_close(a.log_probs, b.log_probs, atol=1e-5, rtol=0)
+
+
+def test_every_eos_of_the_generation_config_ends_a_response(tiny):
+    model, tokenizer = tiny
+    model = copy.deepcopy(model)
+    newline = tokenizer("\n").input_ids[0]
+    model.generation_config.eos_token_id = [tokenizer.eos_token_id, newline]
+    rollout = sample_rollouts(model, tokenizer, prompts_for(tokenizer)[:2], 2, 60, seed=0)
+    ends = {int(row[int(mask.sum()) - 1]) for row, mask in
+            zip(rollout.sequences[:, -rollout.response_mask.shape[1]:], rollout.response_mask)}
+    assert newline in ends and not any("\n" in text.strip() for text in rollout.texts)
+
+
+def test_sampled_frequencies_are_the_tempered_softmax(tiny):
+    model, tokenizer = tiny
+    prompt, temperature, n = prompts_for(tokenizer)[2], 1.5, 4000
+    rollout = sample_rollouts(model, tokenizer, [prompt], n, 1, temperature, seed=11)
+    ids, _ = pad_left(tokenizer, [prompt])
+    p = (model(input_ids=ids).logits[0, -1] / temperature).softmax(-1)
+    counts = torch.bincount(rollout.sequences[:, -1], minlength=len(p))
+    common = p * n > 20
+    z = (counts - p * n)[common] / (p * n * (1 - p))[common].sqrt()
+    assert common.sum() >= 3
+    assert z.abs().max() < 4.5  # standard deviations
+    wrong = (model(input_ids=ids).logits[0, -1]).softmax(-1)  # without the temperature the same test fails
+    assert ((counts - wrong * n)[common] / (wrong * n * (1 - wrong))[common].sqrt()).abs().max() > 4.5
+
+
+def test_inverse_cdf_by_hand():
+    log_p = torch.tensor([[0.2, 0.5, 0.3, 0.0]]).log().expand(5, 4)
+    drawn = inverse_cdf(log_p, torch.tensor([0.0, 0.1, 0.2001, 0.95, 1 - 1e-12], dtype=torch.float64))
+    assert drawn.tolist() == [0, 0, 1, 2, 2]
+    first_impossible = torch.tensor([[0.0, 1.0]]).log()
+    assert inverse_cdf(first_impossible, torch.zeros(1, dtype=torch.float64)).tolist() == [1]
+
+
+def test_same_seed_same_samples_other_seed_other_samples(tiny):
+    model, tokenizer = tiny
+    runs = [sample_rollouts(model, tokenizer, prompts_for(tokenizer), 4, 32, seed=s) for s in (7, 7, 8)]
+    assert runs[0].texts == runs[1].texts
+    assert torch.equal(runs[0].log_probs, runs[1].log_probs)
+    assert runs[0].texts != runs[2].texts
+    torch.rand(3)  # the global generator has no part in it
+    assert sample_rollouts(model, tokenizer, prompts_for(tokenizer), 4, 32, seed=7).texts == runs[0].texts
+
+
+def test_samples_do_not_depend_on_the_rest_of_the_batch(tiny):
+    model, tokenizer = tiny
+    prompts = prompts_for(tokenizer)
+    together = sample_rollouts(model, tokenizer, prompts, 4, 40, seed=7)
+    reversed_ = sample_rollouts(model, tokenizer, prompts[::-1], 4, 40, seed=7)
+    larger_group = sample_rollouts(model, tokenizer, prompts[1:2], 8, 40, seed=7)
+    assert together.texts[0:4] == reversed_.texts[8:12]
+    assert together.texts[4:8] == larger_group.texts[:4]
+
+
+def test_a_repeated_prompt_is_sampled_anew(tiny):
+    model, tokenizer = tiny
+    prompt = prompts_for(tokenizer)[0]
+    apart = uniforms([prompt, prompt], 2, 5, seed=0)
+    assert torch.equal(apart, uniforms([prompt], 4, 5, seed=0))
+    assert len({tuple(row.tolist()) for row in apart}) == 4
+    assert not torch.equal(uniforms([prompt], 1, 5, seed=0), uniforms([prompt], 1, 5, seed=1))
+
+
+def test_select_is_exact_and_trims(tiny):
+    model, tokenizer = tiny
+    rollout = sample_rollouts(model, tokenizer, prompts_for(tokenizer), 4, 60, seed=0)
+    full = token_log_probs(model, rollout)
+    rows = [9, 8, 10]  # the short prompt
+    part = rollout.select(rows)
+    assert isinstance(part, Rollout) and part.texts == [rollout.texts[i] for i in rows]
+    assert part.sequences.shape[1] < rollout.sequences.shape[1]
+    assert part.attention_mask[:, 0].all()
+    width = part.response_mask.shape[1]
+    torch.testing.assert_close(token_log_probs(model, part), full[rows, :width], atol=1e-5, rtol=0)
+    assert (full[rows, width:] == 0).all()
+
+
+def test_positions_by_hand():
+    mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 0]])
+    assert positions(mask).tolist() == [[0, 0, 0, 1, 2], [0, 1, 2, 3, 3]]
+
+
+def test_gradient_reaches_the_model_and_only_through_response_tokens(tiny):
+    model, tokenizer = tiny
+    model = copy.deepcopy(model)
+    rollout = sample_rollouts(model, tokenizer, prompts_for(tokenizer), 2, 20, seed=0)
+    token_log_probs(model, rollout).sum().backward()
+    assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in model.parameters())
+    assert not rollout.log_probs.requires_grad
+
+
+def test_training_mode_is_put_back(tiny):
+    model = copy.deepcopy(tiny[0]).train()
+    sample_rollouts(model, tiny[1], prompts_for(tiny[1])[:1], 1, 2)
+    assert model.training
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (dict(prompts=[]), "no prompts"),
+    (dict(prompts=["a", ""]), "prompt 1 is empty"),
+    (dict(prompts=["a"], group_size=0), "at least 1"),
+    (dict(prompts=["a"], max_new_tokens=0), "at least 1"),
+    (dict(prompts=["a"], temperature=0.0), "greedy=True"),
+    (dict(prompts=["a"], temperature=float("nan")), "greedy=True"),
+])
+def test_bad_arguments_are_refused(tiny, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        sample_rollouts(*tiny, **arguments)
