@@ -1,12 +1,12 @@
 r"""Checkpoints: what a run must keep to go on as if it had never stopped, and how to write it so that it is whole.
 
 Everything random in `train.py` is a function of (seed, step): the order of the data, the shuffle of the minibatches,
-and each response's uniform numbers (see `rollout.uniforms`). So the state of a run is the model, the optimizer and
-one number, the step; there is no random-number state to forget.
+and each response's uniform numbers (see `rollout.uniforms`). So the state of a run is the model, the optimizer, the
+reference where there is one, and a few counts; there is no random-number state to forget.
 
 A checkpoint is written under another name, flushed to disk, and renamed: on every file system that matters a rename
 is all or nothing, so `checkpoint-000020` exists whole or not at all, whenever the process is killed. Only then are
-older ones deleted. No file in it is a pickle: the model is safetensors, the optimizer is read with `weights_only`.
+older ones deleted. Nothing is read as a bare pickle: the model is safetensors, the optimizer is read `weights_only`.
 """
 
 import json
@@ -29,16 +29,21 @@ def write_json(path, value):
     os.replace(temporary, path)
 
 
-def save_checkpoint(run_folder, step, model, tokenizer, optimizer, progress):
-    r"""Writes run_folder/checkpoint-<step>, then deletes older checkpoints. `progress` is a dict for state.json."""
+def save_checkpoint(run_folder, step, model, tokenizer, optimizer, reference, progress):
+    r"""Writes run_folder/checkpoint-<step>, then deletes older checkpoints.
+
+    reference is the frozen policy of a KL penalty, or None; progress is a dict of numbers for state.json.
+    """
     folder = Path(run_folder) / f"checkpoint-{step:06d}"
     temporary = folder.with_suffix(".tmp")
     shutil.rmtree(temporary, ignore_errors=True)  # left by a run that was killed while writing it
     model.save_pretrained(temporary)
     tokenizer.save_pretrained(temporary)
     torch.save(optimizer.state_dict(), temporary / "optimizer.pt")
+    if reference is not None:
+        reference.save_pretrained(temporary / "reference")
     write_json(temporary / "state.json", {"step": step, **progress})
-    for path in [*temporary.iterdir(), temporary]:
+    for path in [*temporary.rglob("*"), temporary]:
         descriptor = os.open(path, os.O_RDONLY)
         os.fsync(descriptor)
         os.close(descriptor)
@@ -53,9 +58,11 @@ def checkpoints(run_folder):
     return sorted(path for path in Path(run_folder).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name))
 
 
-def load_optimizer(folder, optimizer):
-    r"""Restores the optimizer from a checkpoint and returns its state.json, a dict with "step" and what was saved."""
+def load_state(folder, optimizer, reference):
+    r"""Restores optimizer and reference from a checkpoint; returns its state.json, a dict with "step" and the progress."""
     optimizer.load_state_dict(torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True))
+    if reference is not None:
+        reference.load_state_dict(type(reference).from_pretrained(folder / "reference").state_dict())
     return json.loads((folder / "state.json").read_text())
 
 

@@ -12,7 +12,6 @@ A row is a dict with GSM8K's two columns. The answer holds calculator annotation
 `python gsm8k.py` shows one problem of the embedded task as the model sees it; `--data` and `--model` choose others.
 """
 
-import os
 import re
 from pathlib import Path
 

@@ -58,6 +58,26 @@ class Rollout:
         )
 
 
+def concatenate(rollouts):
+    r"""One Rollout of several, row after row, padded to the longest prompt and the longest response."""
+    width = max(r.response_mask.shape[1] for r in rollouts)
+    prompt = max(r.sequences.shape[1] - r.response_mask.shape[1] for r in rollouts)
+
+    def joined(name, left):
+        parts = []
+        for r in rollouts:
+            right = width - r.response_mask.shape[1]
+            before = prompt - (r.sequences.shape[1] - r.response_mask.shape[1]) if left else 0
+            parts.append(torch.nn.functional.pad(getattr(r, name), (before, right)))  # zeros, outside every mask
+        return torch.cat(parts)
+
+    return Rollout(
+        joined("sequences", True), joined("attention_mask", True), joined("response_mask", False),
+        joined("log_probs", False), [text for r in rollouts for text in r.texts],
+        torch.cat([r.truncated for r in rollouts]),
+    )
+
+
 def eos_token_ids(model, tokenizer):
     r"""Every token that ends a response, as a sorted list: the tokenizer's eos and those of the generation config.
 

@@ -3,13 +3,19 @@ r"""Reinforcement learning with verifiable rewards, as one readable loop: `pytho
     for step = 1 .. steps
         sample      y_1 .. y_G ~ pi_old( . | x) for each prompt x of the step        rollout.py
         verify      r_i = 1 if the answer of y_i is right, else 0                    reward_math.py
-        baseline    A_i = r_i - mean of r over the group of x                        pmd_mean.py
-        update      for each minibatch of whole groups: one AdamW step on
-                    the mean over responses of (tau/2) (A/tau - log pi_theta(y|x)/pi_old(y|x))^2
+        baseline    A_i = r_i - mean of r over the group of x, or the objective's own
+        update      for each minibatch of whole groups: one AdamW step on the objective's loss
         evaluate    greedy answers to held-out problems, now and then
 
-pi_old is the policy at the start of the step; its log-probs are the sampler's own. What the step minimises and why is
-told in `pmd_mean.py`.
+pi_old is the policy at the start of the step; its log-probs are the sampler's own. The objectives, with the file that
+derives each loss and the way in which its events become one number (see `aggregation.py`):
+
+    pmd_mean, pmd_part                          pmd_mean.py     (tau/2) (A/tau - log pi_theta/pi_old)^2 per response
+    rpg_<kl>, rpg_reinforce_<kl>                rpg_losses.py   kl: fkl, rkl, ufkl, urkl; the two styles of RPG
+    rpg_clip_<kl>, rpg_reinforce_clip_<kl>      rpg_losses.py   the same with RPG-Style Clip
+    grpo, dr_grpo, dapo, rloo, reinforce_pp, gspo  baselines.py what both papers compare with
+
+A response that was cut off stays in its group: it counts in the baseline, with the reward that its text earns.
 
 Presets. `tiny` is the embedded model and task (see tiny/make.py), for two CPU cores and three minutes. `gsm8k` trains
 Qwen2.5-0.5B-Instruct on GSM8K and wants a GPU and a network; it was NOT run on a GPU by its authors. `auto` takes
@@ -22,24 +28,28 @@ What a run writes in its folder
     checkpoint-<step>/   the last whole checkpoint; `--resume FOLDER` goes on from it, as if never stopped
     model/               the trained model, a Hugging Face directory
 
-Metrics, each over the whole step: all its responses, tokens, minibatches and epochs.
+Metrics, each over the whole step: all its sampled responses (those too that --filter-groups drops), tokens,
+minibatches and epochs.
     reward_mean             mean reward of the sampled responses; without shaping, the fraction that is right
     eval_accuracy           fraction of the held-out problems answered right, greedily; step 0 is the base model; null
                             where not evaluated
-    loss                    mean over optimizer steps of the minibatch's loss
+    loss                    mean over optimizer steps of the minibatch's loss; null where all groups were filtered out
     grad_norm               mean over optimizer steps of the gradient's Euclidean norm, before clipping
     kl_to_old               KL(pi_old || pi_theta) in nats per token: mean of w - 1 - log w over the response tokens, with
                             w = pi_theta/pi_old, each measured just before its minibatch's optimizer step
+    kl_to_reference         the same to the reference, KL(pi_theta || pi_ref) in nats per token; null without one
     entropy                 nats per token of the sampling policy, estimated by the mean of -log pi_old(y_t)
     response_length         mean number of sampled tokens in a response, the eos included
     truncated_fraction      fraction of responses that max_new_tokens ended
-    zero_variance_fraction  fraction of groups whose rewards are all equal: they teach nothing
+    zero_variance_fraction  fraction of sampled groups whose rewards are all equal: they teach nothing
     seconds_rollout         sampling and verifying; seconds_update: all optimizer steps
     tokens_per_second       sampled tokens by seconds_rollout + seconds_update
 """
 
 import argparse
+import copy
 import dataclasses
+import hashlib
 import json
 import math
 import os
@@ -52,28 +62,67 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+import rpg_losses
 from aggregation import aggregate
-from checkpoint import checkpoints, load_optimizer, save_checkpoint, truncate_metrics, write_json
+from baselines import (
+    grpo_advantages, grpo_loss, gspo_loss, length_reward, mixed_groups, overlong_penalty, reinforce_loss,
+    reinforce_pp_advantages,
+)
+from checkpoint import checkpoints, load_state, save_checkpoint, truncate_metrics, write_json
 from curves import draw_curves
 from gsm8k import format_prompt, load_problems
 from pmd_mean import pmd_loss, pmd_mean_advantages, pmd_part_advantages
 from reward_math import math_reward, verify
-from rollout import sample_rollouts, token_log_probs
+from rollout import concatenate, sample_rollouts, token_log_probs
 
 HERE = Path(__file__).resolve().parent
-OBJECTIVES = ("pmd_mean", "pmd_part")
+
+KLS = ("fkl", "rkl", "ufkl", "urkl")
+PMD = ("pmd_mean", "pmd_part")
+RPG = tuple(f"rpg_{style}{kl}" for style in ("", "reinforce_") for kl in KLS)
+RPG_CLIP = tuple(f"rpg_{style}clip_{kl}" for style in ("", "reinforce_") for kl in KLS)
+OBJECTIVES = (*PMD, *RPG, *RPG_CLIP, "grpo", "dr_grpo", "dapo", "rloo", "reinforce_pp", "gspo")
+
+# Settings that only some objectives use; given with another one they are an error.
+USED_BY = dict(
+    tau=PMD,
+    leave_one_out=(*PMD, *RPG, *RPG_CLIP),
+    ratio=(*RPG, *RPG_CLIP),
+    reference=(*RPG, *RPG_CLIP),
+    beta=(*RPG, *RPG_CLIP, "grpo", "reinforce_pp"),
+    ref_update_every=(*RPG, *RPG_CLIP, "grpo", "reinforce_pp"),
+    ref_update_kl=(*RPG, *RPG_CLIP, "grpo", "reinforce_pp"),
+    eps_low=(*RPG_CLIP, "grpo", "dr_grpo", "dapo", "reinforce_pp", "gspo"),
+    eps_high=(*RPG_CLIP, "grpo", "dr_grpo", "dapo", "reinforce_pp", "gspo"),
+    clip_c=RPG_CLIP,
+)
+
+# Defaults of the objectives that have their own; the first line is everyone else's.
+OBJECTIVE_DEFAULTS = {
+    None: dict(aggregate="token-mean", eps_low=0.2, eps_high=0.2, clip_c=3.0, ratio="token", reference="sampler",
+               filter_groups=False, overlong_penalty=0),
+    **{name: dict(aggregate="seq-mean-token-sum") for name in (*PMD, "rloo")},
+    **{name: dict(eps_high=0.28) for name in RPG_CLIP},
+    "grpo": dict(aggregate="seq-mean-token-mean", reference="initial"),
+    "dr_grpo": dict(aggregate="seq-mean-token-sum-norm"),
+    "gspo": dict(aggregate="seq-mean-token-sum", eps_low=3e-4, eps_high=4e-4),
+    "dapo": dict(eps_high=0.28, filter_groups=True, overlong_penalty=16),
+    "reinforce_pp": dict(reference="initial"),
+}
+MODES = ("token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm")
 
 # What differs between the two presets; everything else has its default in Settings.
 PRESETS = {
     "tiny": dict(
         model=str(HERE / "tiny" / "model"), train_data=str(HERE / "tiny" / "train.jsonl"),
         eval_data=str(HERE / "tiny" / "test.jsonl"), eval_size=384, eval_every=10, steps=50, prompts_per_step=32,
-        group_size=8, minibatch_size=64, micro_batch_size=64, max_new_tokens=72, lr=1e-3, tau=0.1, save_every=10,
+        group_size=8, minibatch_size=64, micro_batch_size=64, max_new_tokens=72, lr=1e-3, tau=0.1, beta=1e-3,
+        save_every=10,
     ),
     "gsm8k": dict(
         model="Qwen/Qwen2.5-0.5B-Instruct", train_data="openai/gsm8k", eval_data="openai/gsm8k", eval_size=512,
         eval_every=20, steps=400, prompts_per_step=64, group_size=16, minibatch_size=256, micro_batch_size=16,
-        max_new_tokens=320, lr=1e-6, tau=0.01, save_every=20,
+        max_new_tokens=320, lr=1e-6, tau=0.01, beta=1e-4, save_every=20,
     ),
 }
 
@@ -84,7 +133,7 @@ def setting(default, meaning, **kwargs):
 
 @dataclass
 class Settings:
-    r"""Every setting of a run, each a command-line flag. None means: by the preset (see PRESETS)."""
+    r"""Every setting of a run, each a command-line flag. None means: by the preset or the objective."""
 
     objective: str = setting("pmd_mean", "what to optimise", choices=OBJECTIVES)
     preset: str = setting("auto", "defaults for the embedded task or for GSM8K; auto: gsm8k where there is CUDA",
@@ -107,6 +156,26 @@ class Settings:
     weight_decay: float = setting(0.0, "AdamW's decoupled weight decay")
     max_grad_norm: float = setting(1.0, "gradients longer than this are scaled down to it")
     tau: float = setting(None, "PMD's regularisation strength: larger is a smaller step")
+    beta: float = setting(None, "strength of the KL penalty: RPG's, GRPO's, REINFORCE++'s")
+    eps_low: float = setting(None, "clipping: ratios down to 1 - eps_low")
+    eps_high: float = setting(None, "clipping: ratios up to 1 + eps_high")
+    clip_c: float = setting(None, "RPG-Style Clip: bad events move while their ratio is below clip_c")
+    ratio: str = setting(None, "what an event of RPG is: a token, or the whole response (its ratio is exact)",
+                         choices=("token", "sequence"))
+    aggregate: str = setting(None, "how the losses of events become one number, see aggregation.py", choices=MODES)
+    reference: str = setting(None, "the policy that RPG's KL is to: the sampler, or the initial model",
+                             choices=("sampler", "initial"))
+    ref_update_every: int = setting(0, "the initial model as reference is replaced by the policy every so many optimizer "
+                                    "steps; 0: never")
+    ref_update_kl: float = setting(0.0, "the same, when a moving average of KL(policy || reference) in nats per token passes "
+                                   "this; 0: never")
+    leave_one_out: bool = setting(False, "a response's own reward is left out of its baseline")
+    filter_groups: bool = setting(None, "drop groups that are all right or all wrong and sample others, three times as many "
+                                  "prompts at most (dapo does it by itself)")
+    overlong_penalty: int = setting(None, "DAPO's: over the last so many tokens before max_new_tokens, the reward falls by up "
+                                    "to 1; 0: none")
+    length_reward: float = setting(0.0, "weight of Kimi k1.5's length reward; 0: none")
+    optimizer_reset: bool = setting(False, "AdamW forgets its averages at each step, as in Kimi k1.5")
     seed: int = setting(0, "seed of everything random")
     out: str = setting(None, "folder of the run, new or empty; default runs/<objective>-<time>")
     save_every: int = setting(None, "steps between checkpoints, and one at the end; 0: none")
@@ -123,6 +192,21 @@ def fail(message):
     sys.exit(2)
 
 
+def default_text(field):
+    r"""The default of a setting for --help: by preset, by objective, or its own."""
+    if field.name in PRESETS["tiny"]:
+        shown = {preset: str(PRESETS[preset][field.name]).replace(f"{HERE}{os.sep}", "") for preset in PRESETS}
+        return f" (default: tiny {shown['tiny']}, gsm8k {shown['gsm8k']})"
+    if field.name in OBJECTIVE_DEFAULTS[None]:
+        names = {}
+        for objective, defaults in OBJECTIVE_DEFAULTS.items():
+            if objective and field.name in defaults:
+                names.setdefault(defaults[field.name], []).append(objective.replace("_fkl", "_<kl>"))
+        others = "".join(f"; {value} for {', '.join(n for n in group if not n.endswith(KLS))}" for value, group in names.items())
+        return f" (default: {OBJECTIVE_DEFAULTS[None][field.name]}{others})"
+    return "" if field.default is None else f" (default: {field.default})"
+
+
 def parse_settings(arguments=None):
     r"""Settings from the command line, completed from the preset and checked; exits with status 2 on bad input."""
     parser = argparse.ArgumentParser(
@@ -132,11 +216,7 @@ def parse_settings(arguments=None):
     parser.error = lambda message: fail(f"{message}; see python train.py --help")
     for field in dataclasses.fields(Settings):
         flag, meaning = "--" + field.name.replace("_", "-"), field.metadata["help"]
-        if field.name in PRESETS["tiny"]:
-            show = [str(PRESETS[preset][field.name]).replace(f"{HERE}{os.sep}", "") for preset in ("tiny", "gsm8k")]
-            meaning += f" (default: tiny {show[0]}, gsm8k {show[1]})"
-        elif field.default is not None:
-            meaning += f" (default: {field.default})"
+        meaning += default_text(field)
         if field.type is bool:
             parser.add_argument(flag, action="store_true", default=None, help=meaning)
         else:
@@ -152,7 +232,13 @@ def parse_settings(arguments=None):
             settings.preset = "gsm8k" if torch.cuda.is_available() else "tiny"
             found = "a CUDA device was found" if torch.cuda.is_available() else "no CUDA device was found"
             print(f"preset {settings.preset}, as {found}; --preset chooses")
-        for name, value in PRESETS[settings.preset].items():
+        for name, objectives in USED_BY.items():
+            if name in given and settings.objective not in objectives:
+                fail(f"--{name.replace('_', '-')} is not used by {settings.objective}: leave it out, or choose one of "
+                     f"{', '.join(objectives)}")
+        defaults = {**OBJECTIVE_DEFAULTS[None], **OBJECTIVE_DEFAULTS.get(settings.objective, {}),
+                    **PRESETS[settings.preset]}
+        for name, value in defaults.items():
             if getattr(settings, name) is None:
                 setattr(settings, name, value)
         settings.out = settings.out or f"runs/{settings.objective}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -186,12 +272,19 @@ def check(settings):
                  "max_new_tokens"):
         if getattr(settings, name) < 1:
             fail(f"--{name.replace('_', '-')} must be at least 1, not {getattr(settings, name)}")
-    for name in ("eval_every", "save_every", "warmup_steps", "weight_decay"):
+    for name in ("eval_every", "save_every", "warmup_steps", "weight_decay", "beta", "ref_update_every", "ref_update_kl",
+                 "overlong_penalty", "length_reward", "eps_low", "eps_high"):
         if not getattr(settings, name) >= 0:
             fail(f"--{name.replace('_', '-')} must not be negative")
     for name in ("tau", "lr", "temperature", "max_grad_norm"):
         if not 0 < getattr(settings, name) < math.inf:
             fail(f"--{name.replace('_', '-')} must be a positive number, not {getattr(settings, name)}")
+    if settings.clip_c <= 1:
+        fail(f"--clip-c must be larger than 1, not {settings.clip_c}")
+    if settings.overlong_penalty > settings.max_new_tokens:
+        fail(f"--overlong-penalty {settings.overlong_penalty} is more than --max-new-tokens {settings.max_new_tokens}")
+    if (settings.ref_update_every or settings.ref_update_kl) and settings.reference == "sampler":
+        fail("--ref-update-every and --ref-update-kl need --reference initial: the sampler is new at each step anyway")
     if settings.group_size == 1:
         fail("--group-size 1 leaves nothing to compare a response with: use at least 2")
     responses = settings.prompts_per_step * settings.group_size
@@ -240,28 +333,53 @@ def autocast(settings):
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == "bfloat16")
 
 
-def step_problems(problems, settings, step):
-    r"""The problems of a step: the data in a new random order each epoch, cut into steps. A function of (seed, step)."""
-    first = (step - 1) * settings.prompts_per_step
-    chosen, order, epoch_of_order = [], None, None
-    for place in range(first, first + settings.prompts_per_step):
+def next_problems(problems, settings, drawn):
+    r"""The next prompts_per_step problems after `drawn` of them: the data in a new random order each epoch.
+
+    A function of (seed, drawn) and nothing else, so that a run that is resumed goes on with the next problem.
+    """
+    chosen, order_of = [], {}
+    for place in range(drawn, drawn + settings.prompts_per_step):
         epoch, index = divmod(place, len(problems))
-        if epoch != epoch_of_order:
-            order = torch.randperm(len(problems), generator=seeded(settings.seed, "data", epoch))
-            epoch_of_order = epoch
-        chosen.append(problems[order[index]])
+        if epoch not in order_of:
+            order_of[epoch] = torch.randperm(len(problems), generator=seeded(settings.seed, "data", epoch))
+        chosen.append(problems[order_of[epoch][index]])
     return chosen
 
 
 def seeded(*key):
     r"""A random generator that depends on the key and nothing else."""
-    return torch.Generator().manual_seed(hash_of(key))
+    digest = hashlib.sha256(repr(key).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
-def hash_of(key):
-    import hashlib
+def sample(model, tokenizer, problems, settings, step, drawn):
+    r"""Samples and verifies: (rollout, correct [N], drawn). With --filter-groups in up to three rounds of prompts."""
+    rollouts, correct, useful = [], [], 0
+    while not rollouts or settings.filter_groups and len(rollouts) < 3 and useful < settings.prompts_per_step:
+        batch = next_problems(problems, settings, drawn)
+        drawn += len(batch)
+        prompts = [format_prompt(tokenizer, problem["question"]) for problem in batch]
+        with autocast(settings):
+            rollouts.append(sample_rollouts(
+                model, tokenizer, prompts, settings.group_size, settings.max_new_tokens, settings.temperature,
+                seed=f"{settings.seed} {step} {len(rollouts)}",
+            ))
+        golds = [problem["answer"] for problem in batch for _ in range(settings.group_size)]
+        correct.append(torch.tensor([math_reward(text, gold) for text, gold in zip(rollouts[-1].texts, golds)]))
+        useful += int(mixed_groups(correct[-1], settings.group_size).sum()) // settings.group_size
+    return concatenate(rollouts), torch.cat(correct), drawn
 
-    return int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:8], "big") >> 1
+
+def shaped_rewards(settings, correct, rollout):
+    r"""[N]: 1 for a right answer, plus the shaping that was asked for."""
+    lengths = rollout.response_mask.sum(dim=1).cpu()  # [N]
+    rewards = correct
+    if settings.overlong_penalty:
+        rewards = rewards + overlong_penalty(lengths, settings.max_new_tokens, settings.overlong_penalty)
+    if settings.length_reward:
+        rewards = rewards + settings.length_reward * length_reward(correct, lengths, settings.group_size)
+    return rewards
 
 
 def evaluate(model, tokenizer, problems, settings):
@@ -286,26 +404,83 @@ def show(answers, step, accuracy):
     tqdm.write("\n".join(lines), file=sys.stdout)
 
 
-def update(model, optimizer, rollout, advantages, rows, settings, optimizer_steps):
+def advantages_of(settings, rewards, rollout, ref_log_probs):
+    r"""The objective's advantages: [N], or [N, T] for REINFORCE++, whose reward holds a KL per token."""
+    group_size = settings.group_size
+    if settings.objective == "pmd_part":
+        return pmd_part_advantages(rewards, group_size, settings.tau, settings.leave_one_out)
+    if settings.objective in ("grpo", "dapo", "gspo"):
+        return grpo_advantages(rewards, group_size)
+    if settings.objective == "reinforce_pp":
+        return reinforce_pp_advantages(rewards, rollout.log_probs, rollout.response_mask, settings.beta, ref_log_probs)
+    return pmd_mean_advantages(rewards, group_size, settings.leave_one_out or settings.objective == "rloo")
+
+
+def losses_of(settings, log_probs, part, ref_log_probs, advantages):
+    r"""The objective's loss per event: [n, T] where an event is a token, [n] where it is a whole response."""
+    name, old_log_probs, mask = settings.objective, part.log_probs, part.response_mask
+    if name in PMD:
+        return pmd_loss(log_probs, old_log_probs, advantages, mask, settings.tau)  # [n]
+    if name in RPG or name in RPG_CLIP:
+        if settings.ratio == "sequence":  # all log-probs are 0 outside the mask
+            log_probs, old_log_probs = log_probs.sum(dim=1), old_log_probs.sum(dim=1)  # [n]
+            ref_log_probs = None if ref_log_probs is None else ref_log_probs.sum(dim=1)  # [n]
+        if name in RPG:
+            loss = getattr(rpg_losses, f"{name.removeprefix('rpg_')}_loss")
+            return loss(log_probs, old_log_probs, advantages, settings.beta, ref_log_probs)
+        loss = rpg_losses.reinforce_dual_clip_loss if "reinforce" in name else rpg_losses.dual_clip_loss
+        return loss(log_probs, old_log_probs, advantages, settings.beta, name.split("_")[-1], settings.eps_low,
+                    settings.eps_high, settings.clip_c, ref_log_probs)
+    if name == "rloo":
+        return reinforce_loss(log_probs, advantages)  # [n, T]
+    if name == "gspo":
+        return gspo_loss(log_probs, old_log_probs, advantages, mask, settings.eps_low, settings.eps_high)  # [n]
+    beta = settings.beta if name == "grpo" else 0.0  # REINFORCE++ has its KL in the reward
+    return grpo_loss(log_probs, old_log_probs, advantages, beta, ref_log_probs, settings.eps_low, settings.eps_high)
+
+
+def needs_reference(settings):
+    r"""Does the objective measure a KL to another policy than the sampler? Then a frozen copy of the model is kept."""
+    return settings.reference == "initial" and settings.beta > 0 and settings.objective in USED_BY["beta"]
+
+
+@torch.no_grad()
+def log_probs_of(model, rollout, settings):
+    r"""log pi(y_t | x, y_<t) of a whole rollout under a model, without gradients, in microbatches: [N, T]."""
+    log_probs = torch.zeros_like(rollout.log_probs)  # [N, T]
+    for chunk in rollout.response_mask.sum(dim=1).argsort().split(settings.micro_batch_size):
+        part = rollout.select(chunk)
+        with autocast(settings):
+            log_probs[chunk, : part.response_mask.shape[1]] = token_log_probs(model, part, settings.temperature)
+    return log_probs
+
+
+def update(model, optimizer, rollout, ref_log_probs, advantages, rows, settings, optimizer_steps):
     r"""One optimizer step on the responses `rows`; returns sums for the step's metrics.
 
-    Microbatches are cut in order of length, to pad little. Each adds its share of one mean over the whole minibatch
+    Microbatches are cut in order of length, to pad little. Each adds its share of one sum over the whole minibatch
     (`aggregate` with the minibatch's counts), so that their number changes the gradient by rounding only.
     """
     lengths = rollout.response_mask.sum(dim=1)  # [N]
     rows = rows[lengths[rows].argsort()]
-    totals = dict(loss=0.0, grad_norm=0.0, kl=0.0, tokens=0)
+    totals = dict(loss=0.0, grad_norm=0.0, kl=0.0, kl_ref=0.0, tokens=0)
     optimizer.zero_grad(set_to_none=True)
     for chunk in rows.split(settings.micro_batch_size):
         part = rollout.select(chunk)
+        width = part.response_mask.shape[1]
         with autocast(settings):
             log_probs = token_log_probs(model, part, settings.temperature)  # [n, T]
-        losses = pmd_loss(log_probs, part.log_probs, advantages[chunk], part.response_mask, settings.tau)  # [n]
-        loss = aggregate(losses, part.response_mask, "seq-mean-token-sum", num_responses=len(rows))
+        part_ref = None if ref_log_probs is None else ref_log_probs[chunk, :width]  # [n, T]
+        part_advantages = advantages[chunk] if advantages.dim() == 1 else advantages[chunk, :width]  # [n] or [n, T]
+        losses = losses_of(settings, log_probs, part, part_ref, part_advantages)  # [n, T] or [n]
+        loss = aggregate(losses, part.response_mask, settings.aggregate, num_responses=len(rows),
+                         num_tokens=int(lengths[rows].sum()), max_new_tokens=settings.max_new_tokens)
         loss.backward()
         with torch.no_grad():
             log_ratio = log_probs - part.log_probs  # [n, T], 0 outside the mask
             totals["kl"] += (log_ratio.exp() - 1 - log_ratio).sum().item()
+            if part_ref is not None:
+                totals["kl_ref"] += ((part_ref - log_probs).exp() - 1 - (part_ref - log_probs)).sum().item()
             totals["tokens"] += int(part.response_mask.sum())
             totals["loss"] += loss.item()
     totals["grad_norm"] = torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm).item()
@@ -331,7 +506,9 @@ def train(settings):
     saved = checkpoints(out)[-1:] if settings.resume else []
     model, tokenizer = load_model(settings, str(saved[0]) if saved else settings.model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
-    progress = load_optimizer(saved[0], optimizer) if saved else {"step": 0, "optimizer_steps": 0, "seconds": 0.0}
+    reference = copy.deepcopy(model).requires_grad_(False) if needs_reference(settings) else None
+    progress = load_state(saved[0], optimizer, reference) if saved else dict(
+        step=0, optimizer_steps=0, drawn=0, average_kl=0.0, seconds=0.0)
     if settings.resume and progress["step"] >= settings.steps:
         fail(f"the run in {out} is complete at step {progress['step']}: raise --steps to go on")
     out.mkdir(parents=True, exist_ok=True)
@@ -360,57 +537,60 @@ def train(settings):
         record(dict(step=0, reward_mean=None, eval_accuracy=evaluated(0)))
     bar = tqdm(range(progress["step"] + 1, settings.steps + 1), initial=progress["step"], total=settings.steps,
                desc=settings.objective, unit="step")
-    optimizer_steps = progress["optimizer_steps"]
+    optimizer_steps, drawn, average_kl = (progress[name] for name in ("optimizer_steps", "drawn", "average_kl"))
+    G = settings.group_size
     for step in bar:
-        # Sample: a group of responses to each prompt, from the policy as it is now.
+        # Sample a group of responses to each prompt, from the policy as it is now, and verify them.
         clock = time.time()
-        batch = step_problems(problems, settings, step)
-        prompts = [format_prompt(tokenizer, problem["question"]) for problem in batch]
-        with autocast(settings):
-            rollout = sample_rollouts(
-                model, tokenizer, prompts, settings.group_size, settings.max_new_tokens, settings.temperature,
-                seed=f"{settings.seed} {step}",
-            )
-
-        # Verify.
-        golds = [problem["answer"] for problem in batch for _ in range(settings.group_size)]
-        rewards = torch.tensor([math_reward(text, gold) for text, gold in zip(rollout.texts, golds)])  # [N]
+        sampled, correct, drawn = sample(model, tokenizer, problems, settings, step, drawn)
+        rewards = shaped_rewards(settings, correct, sampled)  # [N]
         seconds_rollout = time.time() - clock
 
-        # Baseline.
-        if settings.objective == "pmd_mean":
-            advantages = pmd_mean_advantages(rewards, settings.group_size)  # [N]
-        else:
-            advantages = pmd_part_advantages(rewards, settings.group_size, settings.tau)  # [N]
-        advantages = advantages.to(model.device)
+        # Baseline, over all responses of a group.
+        clock = time.time()
+        rollout, kept = sampled, torch.arange(len(rewards))
+        if settings.filter_groups:
+            kept = mixed_groups(correct, G).nonzero().squeeze(1)[: settings.prompts_per_step * G]
+            rollout = sampled.select(kept) if len(kept) else None
+        totals = []
+        if len(kept):
+            ref_log_probs = log_probs_of(reference, rollout, settings) if reference else None  # [N, T]
+            advantages = advantages_of(settings, rewards[kept].to(model.device), rollout, ref_log_probs)  # [N] or [N, T]
 
         # Update: minibatches of whole groups, in a new order each epoch.
-        clock = time.time()
-        totals = []
-        for epoch in range(settings.epochs):
-            order = torch.randperm(len(batch), generator=seeded(settings.seed, "minibatches", step, epoch))
-            for groups in order.split(settings.minibatch_size // settings.group_size):
-                in_groups = (groups[:, None] * settings.group_size + torch.arange(settings.group_size)).flatten()
-                totals.append(update(model, optimizer, rollout, advantages, in_groups.to(model.device), settings,
-                                     optimizer_steps))
+        for epoch in range(settings.epochs if len(kept) else 0):
+            order = torch.randperm(len(kept) // G, generator=seeded(settings.seed, "minibatches", step, epoch))
+            for groups in order.split(settings.minibatch_size // G):
+                rows = (groups[:, None] * G + torch.arange(G)).flatten().to(model.device)  # [minibatch]
+                totals.append(update(model, optimizer, rollout, ref_log_probs, advantages, rows, settings, optimizer_steps))
                 if not math.isfinite(totals[-1]["loss"] + totals[-1]["grad_norm"]):
                     stop_not_finite(step, totals[-1], model, out)
                 optimizer_steps += 1
+                average_kl = 0.9 * average_kl + 0.1 * totals[-1]["kl_ref"] / max(1, totals[-1]["tokens"])
+                if (settings.ref_update_every and optimizer_steps % settings.ref_update_every == 0
+                        or 0 < settings.ref_update_kl < average_kl):
+                    reference.load_state_dict(model.state_dict())
+                    ref_log_probs = log_probs_of(reference, rollout, settings)
+                    average_kl = 0.0
+        if settings.optimizer_reset:
+            optimizer.state.clear()
         seconds_update = time.time() - clock
 
         # Evaluate and record.
-        tokens = int(rollout.response_mask.sum())
-        grouped = rewards.view(-1, settings.group_size)  # [prompts, G]
+        tokens = int(sampled.response_mask.sum())
+        trained_tokens = max(1, sum(t["tokens"] for t in totals))
+        grouped = rewards.view(-1, G)  # [prompts, G]
         row = dict(
             step=step,
             reward_mean=rewards.mean().item(),
             eval_accuracy=evaluated(step),
-            loss=sum(t["loss"] for t in totals) / len(totals),
-            grad_norm=sum(t["grad_norm"] for t in totals) / len(totals),
-            kl_to_old=sum(t["kl"] for t in totals) / max(1, sum(t["tokens"] for t in totals)),
-            entropy=-rollout.log_probs.sum().item() / max(1, tokens),
+            loss=sum(t["loss"] for t in totals) / len(totals) if totals else None,
+            grad_norm=sum(t["grad_norm"] for t in totals) / len(totals) if totals else None,
+            kl_to_old=sum(t["kl"] for t in totals) / trained_tokens,
+            kl_to_reference=sum(t["kl_ref"] for t in totals) / trained_tokens if reference else None,
+            entropy=-sampled.log_probs.sum().item() / max(1, tokens),
             response_length=tokens / len(rewards),
-            truncated_fraction=rollout.truncated.float().mean().item(),
+            truncated_fraction=sampled.truncated.float().mean().item(),
             zero_variance_fraction=(grouped == grouped[:, :1]).all(dim=1).float().mean().item(),
             seconds_rollout=seconds_rollout,
             seconds_update=seconds_update,
@@ -420,9 +600,9 @@ def train(settings):
         accuracies = [r["eval_accuracy"] for r in rows if r["eval_accuracy"] is not None]
         bar.set_postfix(reward=f"{row['reward_mean']:.3f}", accuracy=f"{accuracies[-1]:.3f}" if accuracies else "-")
         if settings.save_every and (step % settings.save_every == 0 or step == settings.steps):
-            seconds = progress["seconds"] + time.time() - started
-            save_checkpoint(out, step, model, tokenizer, optimizer,
-                            {"optimizer_steps": optimizer_steps, "seconds": seconds})
+            save_checkpoint(out, step, model, tokenizer, optimizer, reference, dict(
+                optimizer_steps=optimizer_steps, drawn=drawn, average_kl=average_kl,
+                seconds=progress["seconds"] + time.time() - started))
     bar.close()
 
     model.save_pretrained(out / "model")

@@ -31,11 +31,12 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 from gsm8k import INSTRUCTION, format_prompt, strip_annotations  # noqa: E402
-from tiny.problems import SITUATIONS, make_problem, make_split  # noqa: E402
+from tiny.problems import LARGEST, SITUATIONS, compute, make_problem, make_split  # noqa: E402
 
 SEED = 0
 TRAIN_PER_SITUATION, TEST_PER_SITUATION = 64, 12
-STEPS, BATCH_SIZE, PEAK_LR = 1500, 64, 3e-3
+STEPS, BATCH_SIZE, PEAK_LR = 1600, 64, 3e-3
+DRILLS = 0.2  # fraction of the rows
 MISTAKE_RATE_FAULTY, MISTAKE_RATE_SOUND = 0.70, 0.15
 
 CHAT_TEMPLATE = (
@@ -81,18 +82,41 @@ def teach(situation, rng):
     return problem["question"], strip_annotations(solution)
 
 
+def lesson_row(tokenizer, rng):
+    r"""One problem as (ids, labels): the loss is on the teacher's solution, labels are -100 elsewhere."""
+    question, solution = teach(rng.randrange(len(SITUATIONS)), rng)
+    prompt = tokenizer(format_prompt(tokenizer, question)).input_ids
+    response = tokenizer(solution).input_ids + [tokenizer.eos_token_id]
+    return prompt + response, [-100] * len(prompt) + response
+
+
+def drill_row(tokenizer, rng):
+    r"""Some exact calculations as (ids, labels): the loss is on the results. Arithmetic practice, cheaper than lessons."""
+    ids = tokenizer(format_prompt(tokenizer, "Calculate.")).input_ids
+    labels = [-100] * len(ids)
+    for _ in range(rng.randint(4, 12)):
+        factor = rng.randint(2, 12)
+        product = factor * rng.randint(2, LARGEST // factor)
+        total = rng.randint(3, LARGEST)
+        part = rng.randint(1, total - 1)
+        left, operation, right = rng.choice([
+            (part, "+", total - part), (total, "-", part), (factor, "*", product // factor),
+            (product // factor, "*", factor), (product, "/", factor),
+        ])
+        given = tokenizer(f"{left}{operation}{right}=").input_ids
+        result = tokenizer(f"{compute(left, operation, right)}\n").input_ids
+        ids, labels = ids + given + result, labels + [-100] * len(given) + result
+    return ids, labels
+
+
 def training_batches(tokenizer, rng):
-    r"""Endless batches of freshly drawn problems, right-padded: input_ids [N, L], labels [N, L] (-100 outside solutions).
+    r"""Endless batches of freshly drawn rows, right-padded: input_ids [N, L], labels [N, L].
 
     Sixteen batches are drawn at a time and filled in order of length: 30 % less padding than filling them as drawn.
     """
     while True:
-        rows = []
-        for _ in range(16 * BATCH_SIZE):
-            question, solution = teach(rng.randrange(len(SITUATIONS)), rng)
-            prompt = tokenizer(format_prompt(tokenizer, question)).input_ids
-            response = tokenizer(solution).input_ids + [tokenizer.eos_token_id]
-            rows.append((prompt + response, [-100] * len(prompt) + response))
+        rows = [drill_row(tokenizer, rng) if rng.random() < DRILLS else lesson_row(tokenizer, rng)
+                for _ in range(16 * BATCH_SIZE)]
         rows.sort(key=lambda row: len(row[0]))
         for start in rng.sample(range(0, len(rows), BATCH_SIZE), 16):
             batch = rows[start:start + BATCH_SIZE]
@@ -115,8 +139,9 @@ def train(model, tokenizer, steps):
     for step in progress:
         input_ids, labels = next(batches)
         # Causal attention never looks right, so the padding on the right needs no mask.
-        logits = model(input_ids=input_ids).logits[:, :-1]  # [N, L-1, V]
-        loss = F.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten())
+        hidden = model.model(input_ids=input_ids).last_hidden_state[:, :-1]  # [N, L-1, H]
+        taught = labels[:, 1:] != -100  # [N, L-1]; only these are projected on the vocabulary
+        loss = F.cross_entropy(model.lm_head(hidden[taught]), labels[:, 1:][taught])
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -59,7 +59,7 @@ early
 {n} reads {a} pages a day for {b} days. The book has {c} pages. How many pages are left to read?
 {n} reads [a*b] pages.
 There are [c-x] pages left.
-a 4-12 b 3-9 c 110-180
+a 4-12 b 3-9 c 50-90
 1+
 
 A ticket costs ${a} and a drink costs ${b}. {n} buys {c} tickets and one drink. How much does {n} pay?
@@ -71,7 +71,7 @@ a 4-12 b 2-9 c 2-9
 {n} saves ${a} a week for {b} weeks and wants a bike for ${c}. How much more money is needed?
 {n} saves [a*b] dollars.
 {n} needs [c-x] dollars more.
-a 5-12 b 3-9 c 115-190
+a 2-9 b 3-9 c 40-75
 2+
 
 {n} bakes {a} trays of {b} {t} and eats {c} of them. The rest is shared by {d} guests. How many {t} does each guest get?
@@ -136,7 +136,7 @@ a 6-12 b 3-9 c 4-17
 {n} buys {a} {t} for ${b} each and pays with ${c}. How much change does {n} get?
 The {t} cost [a*b] dollars.
 The change is [c-x] dollars.
-a 3-9 b 2-12 c 110-200
+a 3-9 b 2-12 c 40-75
 2+
 
 {n} cuts a rope of {a} m into {b} equal parts and sews {c} parts together. How long is the sewn rope?
@@ -161,14 +161,14 @@ a 3-9 b 3-9 c 2-9 d 5-30
 A shop has {a} {t}. It sells {b} on Monday and {c} on Tuesday. How many {t} does it still have?
 It sells [b+c] {t}.
 It still has [a-x] {t}.
-a 90-180 b 5-40 c 5-40
+a 40-75 b 4-25 c 4-25
 2+
 
 A tank holds {a} litres. {n} uses {b} litres a day for {c} days and then adds {d} litres. How many litres are in it?
 {n} uses [b*c] litres.
 There remain [a-x] litres.
 Then there are [y+d] litres.
-a 100-150 b 3-9 c 3-9 d 5-40
+a 40-80 b 3-9 c 3-9 d 5-40
 early
 
 {n} draws {a} pictures with {b} {t} in each, and {m} draws {c} {t}. How many {t} do they draw in all?
@@ -199,7 +199,7 @@ early
 {n} has ${a}. A shirt costs ${b} and a hat costs ${c}. How much money is left after buying both?
 Both cost [b+c] dollars.
 There are [a-x] dollars left.
-a 70-140 b 8-30 c 5-25
+a 40-90 b 8-30 c 5-25
 1-
 
 {n} walks {a} km to school and the same way back, on {b} days. {m} walks {c} km in all. How many km do they walk together?
@@ -212,7 +212,7 @@ early
 A baker makes {a} loaves and sells {b} boxes of {c} loaves. How many loaves are left?
 The baker sells [b*c] loaves.
 There are [a-x] loaves left.
-a 110-180 b 3-9 c 4-12
+a 50-90 b 3-9 c 4-12
 1+
 
 {n} stacks {a} {t} in each of {b} piles and has {c} left over. {m} adds {d}, and they share all equally. How many {t} does each get?
@@ -299,7 +299,7 @@ early
 The vases hold [a*b] roses.
 There are [c-x] other roses.
 There are [y-d] roses left.
-a 3-9 b 3-9 c 110-160 d 5-20
+a 3-9 b 3-9 c 50-80 d 3-19
 3+
 
 A garden is {a} m long and {b} m wide. {n} puts a fence around it. How many m of fence are needed?
@@ -317,7 +317,7 @@ a 10-60 b 10-60
 A phone costs ${a}. {n} pays ${b} now and the rest in {c} equal payments. How much is each payment?
 The rest is [a-b] dollars.
 Each payment is [x/c] dollars.
-a 40-120 b 10-50 c 2-9
+a 30-70 b 5-29 c 2-9
 1+
 
 {n} makes {a} chains of {b} {t}, and {m} makes {c} chains of {d}. How many more {t} does {n} use?
@@ -331,7 +331,7 @@ a 6-9 b 7-12 c 2-5 d 3-7
 The rice costs [a*b] dollars.
 Both cost [x+c] dollars.
 The change is [d-y] dollars.
-a 2-9 b 2-9 c 5-20 d 110-180
+a 2-9 b 2-9 c 5-20 d 40-90
 2-
 
 A team of {a} workers lays {b} tiles each in an hour. They work {c} hours, and {d} tiles break. How many tiles are good?
@@ -343,8 +343,8 @@ a 2-6 b 3-6 c 2-5 d 3-11
 """.strip().split("\n\n")
 ]
 
-# Numbers stay below 200, as a two-million-parameter model has to learn its arithmetic in minutes.
-LARGEST = 199
+# Numbers stay below 100, as a one-million-parameter model has to learn its arithmetic in minutes.
+LARGEST = 99
 
 
 def compute(left, operation, right):

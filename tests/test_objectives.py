@@ -1,0 +1,213 @@
+r"""train.py with every objective: the loss it composes, the flags it takes, the reference, the filter and the shaping."""
+
+import math
+
+import pytest
+import torch
+from conftest import ROOT
+from test_train import QUICK, read_metrics, run, without_timings
+
+import train as program
+from baselines import mixed_groups
+from gsm8k import format_prompt, load_problems
+from rollout import concatenate, sample_rollouts, token_log_probs
+
+
+@pytest.fixture(scope="module")
+def batch(tiny):
+    r"""A rollout of 4 prompts x 4, moved a little from its own sampler, with rewards: (model, rollout, ref, rewards)."""
+    model, tokenizer = tiny
+    prompts = [format_prompt(tokenizer, p["question"]) for p in load_problems(ROOT / "tiny" / "train.jsonl", limit=4)]
+    rollout = sample_rollouts(model, tokenizer, prompts, 4, 40, seed=0)
+    generator = torch.Generator().manual_seed(0)
+    noise = [torch.where(rollout.response_mask, torch.randn(rollout.log_probs.shape, generator=generator) * 0.2, 0.0)
+             for _ in range(2)]
+    reference = rollout.log_probs + noise[1]
+    rollout.log_probs = rollout.log_probs + noise[0]
+    return model, rollout, reference, torch.tensor([1.0, 0, 0, 1] * 3 + [0.0, 0, 0, 1])
+
+
+class Recorder(torch.optim.SGD):
+    def step(self):
+        pass
+
+
+def gradient(batch, objective, micro_batch_size, *arguments):
+    model, rollout, reference, rewards = batch
+    settings = program.parse_settings([
+        *QUICK, "--objective", objective, "--micro-batch-size", str(micro_batch_size), "--max-grad-norm", "1e30", *arguments])
+    ref_log_probs = reference if program.needs_reference(settings) else None
+    advantages = program.advantages_of(settings, rewards, rollout, ref_log_probs)
+    rows = torch.tensor([12, 13, 14, 15, 0, 1, 2, 3])
+    totals = program.update(model, Recorder(model.parameters(), lr=1.0), rollout, ref_log_probs, advantages, rows, settings, 0)
+    result = torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
+    model.zero_grad()
+    return result, totals
+
+
+@pytest.mark.parametrize("objective", program.OBJECTIVES)
+def test_microbatches_add_up_for_every_objective(batch, objective):
+    whole, totals = gradient(batch, objective, 8)
+    parts, totals_of_parts = gradient(batch, objective, 3)
+    assert whole.norm() > 0
+    assert (parts - whole).norm() < 2e-5 * whole.norm()
+    assert totals_of_parts == pytest.approx(totals, rel=1e-3, abs=1e-6)
+
+
+@pytest.mark.parametrize("mode", program.MODES)
+def test_microbatches_add_up_for_every_aggregation(batch, mode):
+    whole, _ = gradient(batch, "rpg_urkl", 8, "--aggregate", mode)
+    parts, _ = gradient(batch, "rpg_urkl", 3, "--aggregate", mode)
+    assert (parts - whole).norm() < 2e-5 * whole.norm()
+
+
+@pytest.mark.parametrize("kl", program.KLS)
+def test_the_two_styles_have_one_gradient(batch, kl):
+    for arguments in ([], ["--ratio", "sequence", "--aggregate", "seq-mean-token-sum"], ["--reference", "initial"]):
+        a, _ = gradient(batch, f"rpg_{kl}", 8, "--beta", "0.1", *arguments)
+        b, _ = gradient(batch, f"rpg_reinforce_{kl}", 8, "--beta", "0.1", *arguments)
+        assert (a - b).norm() < 1e-4 * a.norm()
+
+
+def test_sequence_ratio_is_the_product_of_token_ratios(batch):
+    r"""The gradient of rpg_urkl on whole responses by hand: -w (A - beta log w) grad log pi(y), mean over responses."""
+    model, rollout, _, rewards = batch
+    result, totals = gradient(batch, "rpg_urkl", 8, "--beta", "0.3", "--ratio", "sequence",
+                              "--aggregate", "seq-mean-token-sum")
+    rows = torch.tensor([12, 13, 14, 15, 0, 1, 2, 3])
+    log_p = token_log_probs(model, rollout)[rows].sum(dim=1)  # [8]
+    log_w = (log_p - rollout.log_probs[rows].sum(dim=1)).detach()
+    advantages = (rewards.view(4, 4) - rewards.view(4, 4).mean(dim=1, keepdim=True)).flatten()[rows]
+    surrogate = -(log_w.exp() * (advantages - 0.3 * log_w) * log_p).mean()
+    expected = torch.cat([g.flatten() for g in torch.autograd.grad(surrogate, model.parameters())])
+    assert (result - expected).norm() < 1e-4 * expected.norm()
+
+
+def test_the_reference_enters_the_gradient(batch):
+    sampler, _ = gradient(batch, "rpg_urkl", 8, "--beta", "0.5")
+    initial, totals = gradient(batch, "rpg_urkl", 8, "--beta", "0.5", "--reference", "initial")
+    assert (sampler - initial).norm() > 0.01 * sampler.norm() and totals["kl_ref"] > 0
+
+
+@pytest.mark.parametrize("objective", program.OBJECTIVES)
+def test_every_objective_takes_a_step(tmp_path, objective):
+    rows = run("--objective", objective, "--steps", 1, "--eval-every", 0, "--save-every", 0, "--out", tmp_path / "run")
+    assert rows[-1]["loss"] is None or math.isfinite(rows[-1]["loss"])
+
+
+@pytest.mark.parametrize("objective, flag, value", [
+    ("pmd_mean", "--beta", "0.1"), ("pmd_mean", "--eps-low", "0.1"), ("rpg_urkl", "--tau", "0.1"),
+    ("rpg_urkl", "--clip-c", "3"), ("grpo", "--clip-c", "3"), ("dapo", "--beta", "0.1"), ("grpo", "--ratio", "token"),
+    ("rloo", "--eps-high", "0.3"), ("gspo", "--reference", "initial"), ("pmd_mean", "--ref-update-every", "5"),
+    ("rpg_urkl", "--ref-update-every", "5"), ("rpg_clip_fkl", "--clip-c", "1"), ("pmd_mean", "--overlong-penalty", "99"),
+])
+def test_a_flag_that_is_not_used_or_cannot_work_is_an_error(capsys, objective, flag, value):
+    with pytest.raises(SystemExit) as stop:
+        program.parse_settings([*QUICK, "--objective", objective, flag, value])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err.strip()
+    assert flag in error and "\n" not in error
+
+
+def test_every_objective_specific_setting_changes_its_loss(batch):
+    for objective, flag, value in [
+        ("pmd_part", "--tau", "0.05"), ("pmd_mean", "--tau", "1"), ("rpg_clip_urkl", "--eps-high", "0.01"),
+        ("rpg_clip_urkl", "--eps-low", "0.01"), ("rpg_reinforce_clip_rkl", "--beta", "0.5"), ("grpo", "--beta", "0.5"),
+        ("grpo", "--eps-high", "0.01"), ("dapo", "--eps-low", "0.01"), ("gspo", "--eps-high", "0.3"),
+        ("reinforce_pp", "--beta", "0.5"), ("reinforce_pp", "--eps-low", "0.01"), ("rpg_fkl", "--beta", "0.5"),
+    ]:
+        plain, _ = gradient(batch, objective, 8)
+        changed, _ = gradient(batch, objective, 8, flag, value)
+        assert (plain - changed).norm() > 1e-3 * plain.norm(), (objective, flag)
+    plain, _ = gradient(batch, "pmd_mean", 8)
+    left_out, _ = gradient(batch, "pmd_mean", 8, "--leave-one-out")
+    assert (plain - left_out).norm() > 1e-3 * plain.norm()
+
+
+def test_reference_is_updated_every_k_steps_and_resumes(tmp_path):
+    arguments = ["--objective", "rpg_urkl", "--reference", "initial", "--beta", "0.01", "--ref-update-every", "3",
+                 "--eval-every", "0", "--lr", "1e-3", "--warmup-steps", "0"]
+    whole = run(*arguments, "--steps", 4, "--save-every", 4, "--out", tmp_path / "whole")
+    run(*arguments, "--steps", 2, "--save-every", 2, "--out", tmp_path / "run")
+    run("--resume", tmp_path / "run", "--steps", 4, quick=False)
+    assert without_timings(read_metrics(tmp_path / "run")) == without_timings(whole)
+    never = [a for a in arguments if a not in ("--ref-update-every", "3")]
+    fixed = run(*never, "--steps", 4, "--save-every", 0, "--out", tmp_path / "fixed")
+    assert whole[1]["kl_to_reference"] == fixed[1]["kl_to_reference"]
+    assert whole[4]["kl_to_reference"] < fixed[4]["kl_to_reference"]
+
+
+def test_reference_is_updated_when_the_kl_passes_its_target(tmp_path):
+    arguments = ["--objective", "rpg_urkl", "--reference", "initial", "--beta", "0.01", "--eval-every", "0", "--save-every",
+                 "0", "--lr", "1e-3", "--warmup-steps", "0", "--steps", 4]
+    fixed = run(*arguments, "--out", tmp_path / "fixed")
+    updated = run(*arguments, "--ref-update-kl", "1e-6", "--out", tmp_path / "updated")
+    never = run(*arguments, "--ref-update-kl", "1e6", "--out", tmp_path / "never")
+    assert updated[4]["kl_to_reference"] < fixed[4]["kl_to_reference"] == never[4]["kl_to_reference"]
+
+
+def test_filtering_draws_more_prompts_and_trains_on_mixed_groups_only(tiny):
+    model, tokenizer = tiny
+    settings = program.parse_settings([*QUICK, "--objective", "dapo"])
+    problems = load_problems(ROOT / "tiny" / "train.jsonl")
+    rollout, correct, drawn = program.sample(model, tokenizer, problems, settings, 1, 0)
+    rounds = drawn // 4
+    mixed = int(mixed_groups(correct, 4).sum()) // 4
+    assert 1 <= rounds <= 3 and len(correct) == len(rollout.texts) == 16 * rounds
+    assert rounds == 3 or mixed >= 4
+    assert rounds == 1 or int(mixed_groups(correct[:16], 4).sum()) // 4 < 4  # another round only where one was needed
+    plain = program.parse_settings([*QUICK, "--objective", "grpo"])
+    assert program.sample(model, tokenizer, problems, plain, 1, 0)[2] == 4
+
+
+def test_a_step_without_a_useful_group_is_skipped(tmp_path, monkeypatch):
+    for reward in (0.0, 1.0):
+        monkeypatch.setattr(program, "math_reward", lambda *_: reward)
+        rows = run("--objective", "dapo", "--steps", 1, "--eval-every", 0, "--save-every", 1, "--out", tmp_path / str(reward))
+        assert rows[-1]["loss"] is None and rows[-1]["zero_variance_fraction"] == 1.0
+
+
+@pytest.mark.parametrize("objective", ["pmd_mean", "pmd_part", "grpo", "reinforce_pp", "rpg_clip_urkl", "gspo", "rloo"])
+@pytest.mark.parametrize("reward", [0.0, 1.0])
+def test_a_batch_with_equal_rewards_trains_without_nan(tmp_path, monkeypatch, objective, reward):
+    monkeypatch.setattr(program, "math_reward", lambda *_: reward)
+    rows = run("--objective", objective, "--steps", 1, "--eval-every", 0, "--save-every", 0, "--out", tmp_path / "run")
+    assert math.isfinite(rows[-1]["loss"]) and math.isfinite(rows[-1]["grad_norm"])
+
+
+def test_shaping(batch):
+    _, rollout, _, rewards = batch
+    plain = program.parse_settings([*QUICK])
+    assert torch.equal(program.shaped_rewards(plain, rewards, rollout), rewards)
+    overlong = program.parse_settings([*QUICK, "--overlong-penalty", "10"])
+    lengths = rollout.response_mask.sum(dim=1)
+    expected = rewards + ((30 - lengths) / 10).clamp(-1, 0)
+    torch.testing.assert_close(program.shaped_rewards(overlong, rewards, rollout), expected)
+    short = program.parse_settings([*QUICK, "--length-reward", "0.5"])
+    shaped = program.shaped_rewards(short, rewards, rollout)
+    assert (shaped - rewards).abs().max() <= 0.25 + 1e-6 and (shaped[rewards == 0] <= 0).all()
+
+
+def test_truncated_responses_stay_in_their_group(tmp_path):
+    rows = run("--steps", 1, "--max-new-tokens", 5, "--eval-every", 0, "--save-every", 0, "--out", tmp_path / "run")
+    assert rows[-1]["truncated_fraction"] == 1.0 and rows[-1]["reward_mean"] == 0.0 and rows[-1]["loss"] == 0.0
+
+
+def test_optimizer_reset_forgets(tmp_path):
+    run("--steps", 2, "--optimizer-reset", "--eval-every", 0, "--save-every", 2, "--out", tmp_path / "run")
+    state = torch.load(tmp_path / "run" / "checkpoint-000002" / "optimizer.pt", weights_only=True)
+    assert state["state"] == {}
+
+
+def test_concatenate_keeps_rows(tiny):
+    model, tokenizer = tiny
+    prompts = [format_prompt(tokenizer, text) for text in ("Short.", "A longer question with many more words in it?")]
+    parts = [sample_rollouts(model, tokenizer, [prompt], 2, width, seed=0) for prompt, width in zip(prompts, (30, 12))]
+    both = concatenate(parts)
+    log_probs = token_log_probs(model, both)
+    for i, part in enumerate(parts):
+        width = part.response_mask.shape[1]
+        rows = slice(2 * i, 2 * i + 2)
+        assert torch.equal(both.response_mask[rows, :width], part.response_mask) and not both.response_mask[rows, width:].any()
+        torch.testing.assert_close(log_probs[rows, :width], token_log_probs(model, part), atol=1e-5, rtol=0)
+    assert both.texts == parts[0].texts + parts[1].texts

@@ -1,0 +1,340 @@
+r"""The loop: its command line, its gradient, its record, and that a run that was stopped goes on as if it had not."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import ROOT, small_model
+from safetensors.torch import load_file
+
+import train as program
+from gsm8k import format_prompt, load_problems
+from pmd_mean import pmd_mean_advantages
+from rollout import sample_rollouts, token_log_probs
+
+QUICK = ["--preset", "tiny", "--prompts-per-step", "4", "--group-size", "4", "--minibatch-size", "8",
+         "--micro-batch-size", "4", "--eval-size", "8", "--eval-every", "2", "--max-new-tokens", "40", "--device", "cpu"]
+NOT_REPRODUCED = ("seconds_rollout", "seconds_update", "tokens_per_second")  # timings
+
+
+def run(*arguments, quick=True):
+    return program.train(program.parse_settings([*(QUICK if quick else []), *map(str, arguments)]))
+
+
+def read_metrics(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def without_timings(rows):
+    return [{name: value for name, value in row.items() if name not in NOT_REPRODUCED} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    r"""The folder of a run of four steps with a checkpoint every two, never stopped."""
+    folder = tmp_path_factory.mktemp("runs") / "finished"
+    run("--steps", 4, "--save-every", 2, "--out", folder)
+    return folder
+
+
+# --- what a run leaves ---
+
+def test_a_run_leaves_what_the_readme_says(finished):
+    rows = read_metrics(finished)
+    assert [row["step"] for row in rows] == [0, 1, 2, 3, 4]
+    assert [row["eval_accuracy"] is None for row in rows] == [False, True, False, True, False]
+    names = {"step", "reward_mean", "eval_accuracy", "loss", "grad_norm", "kl_to_old", "entropy", "response_length",
+             "truncated_fraction", "zero_variance_fraction", *NOT_REPRODUCED}
+    for row in rows[1:]:
+        assert names <= set(row)
+        assert all(row[name] is None or math.isfinite(row[name]) for name in names)
+        assert 0 <= row["reward_mean"] <= 1 and row["kl_to_old"] >= 0 and 1 <= row["response_length"] <= 40
+    config = json.loads((finished / "config.json").read_text())
+    assert config["tau"] == program.PRESETS["tiny"]["tau"] and config["steps"] == 4
+    assert (finished / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(finished / "model")
+    tokenizer = AutoTokenizer.from_pretrained(finished / "model")
+    base = AutoModelForCausalLM.from_pretrained(ROOT / "tiny" / "model")
+    assert any(not torch.equal(a, b) for a, b in zip(model.parameters(), base.parameters()))
+    assert sample_rollouts(model, tokenizer, ["a"], 1, 4).texts
+
+
+def test_only_the_last_checkpoint_is_kept_and_nothing_in_it_is_a_pickle(finished):
+    assert sorted(path.name for path in finished.glob("checkpoint*")) == ["checkpoint-000004"]
+    names = {path.name for path in (finished / "checkpoint-000004").iterdir()}
+    assert "model.safetensors" in names and not any(name.endswith((".bin", ".pkl")) for name in names)
+    torch.load(finished / "checkpoint-000004" / "optimizer.pt", weights_only=True)
+
+
+def test_never_evaluates_when_asked_not_to(tmp_path, capsys):
+    rows = run("--steps", 1, "--eval-every", 0, "--save-every", 0, "--eval-data", "no/such/file.jsonl", "--out", tmp_path / "run")
+    assert [row["eval_accuracy"] for row in rows] == [None, None]
+    assert not list((tmp_path / "run").glob("checkpoint*"))
+    assert "not evaluated" in capsys.readouterr().out
+
+
+def test_samples_and_result_are_printed(tmp_path, capsys):
+    run("--steps", 1, "--eval-every", 1, "--out", tmp_path / "run")
+    text = capsys.readouterr().out
+    assert "no CUDA device" not in text  # the preset was given
+    assert text.count("held-out problems right") == 2 and ("-> right" in text or "-> WRONG" in text)
+    assert "accuracy" in text.splitlines()[-4] and str(tmp_path / "run" / "curves.png") in text
+
+
+# --- the gradient ---
+
+class Recorder(torch.optim.SGD):
+    r"""Leaves the weights alone, so that the gradient of a minibatch can be looked at."""
+
+    def step(self):
+        pass
+
+
+def minibatch_gradient(tiny, *arguments):
+    model, tokenizer = tiny
+    settings = program.parse_settings([*QUICK, "--max-grad-norm", "1e30", *map(str, arguments)])
+    problems = load_problems(ROOT / "tiny" / "train.jsonl", limit=4)
+    prompts = [format_prompt(tokenizer, problem["question"]) for problem in problems]
+    rollout = sample_rollouts(model, tokenizer, prompts, 4, 40, settings.temperature, seed=0)
+    generator = torch.Generator().manual_seed(0)
+    rewards = (torch.rand(16, generator=generator) < 0.5).float()
+    advantages = pmd_mean_advantages(rewards, 4)
+    old = torch.randn(rollout.log_probs.shape, generator=generator) * 0.1  # as if the policy had moved since
+    rollout.log_probs += torch.where(rollout.response_mask, old, 0.0)
+    rows = torch.tensor([3, 0, 1, 2, 11, 10, 9, 8])
+    totals = program.update(model, Recorder(model.parameters(), lr=1.0), rollout, None, advantages, rows, settings, 0)
+    gradient = torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
+    model.zero_grad()
+    return gradient, totals, (model, rollout, advantages, rows, settings)
+
+
+def test_microbatches_add_up_to_the_full_batch(tiny):
+    whole, totals, _ = minibatch_gradient(tiny, "--micro-batch-size", 8)
+    for size in (1, 3):
+        parts, totals_of_parts, _ = minibatch_gradient(tiny, "--micro-batch-size", size)
+        assert (parts - whole).norm() < 1e-5 * whole.norm()
+        assert totals_of_parts == pytest.approx(totals, rel=1e-4)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.8])
+def test_the_gradient_is_that_of_the_regression(tiny, temperature):
+    r"""Against -(A - tau s) grad log pi(y), the mean over responses, with s from a second forward pass."""
+    gradient, totals, (model, rollout, advantages, rows, settings) = minibatch_gradient(
+        tiny, "--tau", 0.3, "--temperature", temperature)
+    log_probs = token_log_probs(model, rollout, temperature)[rows]  # [8, T]
+    s = (log_probs - rollout.log_probs[rows]).sum(dim=1)  # [8]
+    surrogate = -((advantages[rows] - 0.3 * s).detach() * log_probs.sum(dim=1)).mean()
+    expected = torch.cat([g.flatten() for g in torch.autograd.grad(surrogate, model.parameters())])
+    assert (gradient - expected).norm() < 1e-4 * expected.norm()
+    assert totals["loss"] == pytest.approx(((advantages[rows] - 0.3 * s).square() / 0.6).mean().item(), rel=1e-4)
+    assert totals["grad_norm"] == pytest.approx(gradient.norm().item(), rel=1e-5)
+    log_ratio = (log_probs - rollout.log_probs[rows])[rollout.response_mask[rows]]
+    assert totals["kl"] / totals["tokens"] == pytest.approx((log_ratio.exp() - 1 - log_ratio).mean().item(), rel=1e-3)
+
+
+def test_gradient_checkpointing_gives_the_same_gradient(tiny):
+    settings = program.parse_settings([*QUICK, "--gradient-checkpointing"])
+    model, tokenizer = program.load_model(settings, settings.model)
+    plain, _, _ = minibatch_gradient(tiny)
+    calls = []
+    model.model.layers[0].mlp.register_forward_hook(lambda *_: calls.append(1))
+    recomputed, _, _ = minibatch_gradient((model.train(), tokenizer), "--gradient-checkpointing", "--micro-batch-size", 8)
+    assert (recomputed - plain).norm() < 1e-5 * plain.norm()
+    assert model.training
+
+
+def test_dropout_is_off(tmp_path, tokenizer):
+    model = small_model("gpt2", tokenizer)
+    model.save_pretrained(tmp_path / "gpt2")
+    tokenizer.save_pretrained(tmp_path / "gpt2")
+    settings = program.parse_settings([*QUICK, "--model", str(tmp_path / "gpt2")])
+    loaded, _ = program.load_model(settings, settings.model)
+    ids = torch.arange(10)[None]
+    loaded.train()
+    assert torch.equal(loaded(input_ids=ids).logits, loaded(input_ids=ids).logits)
+
+
+# --- learning, other models, other data ---
+
+@pytest.mark.slow
+def test_a_short_run_learns(tmp_path):
+    rows = run("--preset", "tiny", "--steps", 12, "--eval-every", 12, "--eval-size", 192, "--save-every", 0, "--out",
+               tmp_path / "run", quick=False)
+    first, last = rows[0]["eval_accuracy"], rows[-1]["eval_accuracy"]
+    assert 0.2 <= first <= 0.5
+    assert last > first + 0.15
+    assert sum(r["reward_mean"] for r in rows[-3:]) > sum(r["reward_mean"] for r in rows[1:4])
+
+
+@pytest.mark.parametrize("family", ["qwen2", "gemma"])
+def test_another_model_family_goes_through_the_same_loop(tmp_path, tokenizer, family):
+    small_model(family, tokenizer).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    rows = run("--model", tmp_path / "model", "--steps", 2, "--out", tmp_path / "run")
+    assert len(rows) == 3 and all(math.isfinite(row["loss"]) for row in rows[1:])
+
+
+def test_real_gsm8k_rows(tmp_path, gsm8k_folder):
+    rows = run("--steps", 2, "--train-data", gsm8k_folder / "train.jsonl", "--eval-data", gsm8k_folder / "test.jsonl",
+               "--out", tmp_path / "run")
+    assert len(rows) == 3 and math.isfinite(rows[-1]["loss"])
+
+
+def test_bfloat16_products_with_float32_weights(tmp_path):
+    rows = run("--steps", 1, "--dtype", "bfloat16", "--save-every", 1, "--out", tmp_path / "run")
+    assert math.isfinite(rows[-1]["loss"]) and rows[-1]["kl_to_old"] < 0.05
+    weights = load_file(tmp_path / "run" / "model" / "model.safetensors")
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
+
+
+def test_pmd_part_runs(tmp_path):
+    assert math.isfinite(run("--objective", "pmd_part", "--steps", 1, "--out", tmp_path / "run")[-1]["loss"])
+
+
+def test_each_epoch_visits_every_problem_once():
+    settings = program.parse_settings([*QUICK])
+    problems = list(range(10))
+    places = [p for drawn in range(0, 20, 4) for p in program.next_problems(problems, settings, drawn)]
+    assert sorted(places[:10]) == sorted(places[10:]) == problems
+    assert places[:10] != places[10:] and places[:10] != problems
+    settings.seed = 1
+    assert [p for drawn in range(0, 20, 4) for p in program.next_problems(problems, settings, drawn)] != places
+
+
+# --- nothing lost ---
+
+def test_resumed_equals_uninterrupted(tmp_path, finished):
+    run("--steps", 2, "--save-every", 2, "--out", tmp_path / "run")
+    with open(tmp_path / "run" / "metrics.jsonl", "a") as file:
+        file.write('{"step": 3, "reward_mean": 9}\n{"step": 4, "rew')  # steps after the checkpoint, one cut short
+    run("--resume", tmp_path / "run", "--steps", 4, quick=False)
+    assert without_timings(read_metrics(tmp_path / "run")) == without_timings(read_metrics(finished))
+    a = load_file(finished / "model" / "model.safetensors")
+    b = load_file(tmp_path / "run" / "model" / "model.safetensors")
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_equals_uninterrupted(tmp_path, finished):
+    out = tmp_path / "run"
+    command = [sys.executable, str(ROOT / "train.py"), *QUICK, "--steps", "4", "--save-every", "2", "--out", str(out)]
+    environment = dict(os.environ, OMP_NUM_THREADS=str(torch.get_num_threads()))
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
+    deadline = time.time() + 120
+    while not (out / "checkpoint-000002").exists() and time.time() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert (out / "checkpoint-000002").exists() and not (out / "model").exists()
+    run("--resume", out, quick=False)
+    assert without_timings(read_metrics(out)) == without_timings(read_metrics(finished))
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_over(tmp_path):
+    run("--steps", 1, "--save-every", 0, "--out", tmp_path / "run")
+    rows = run("--resume", tmp_path / "run", "--steps", 1, quick=False)
+    assert [row["step"] for row in rows] == [0, 1] and rows == read_metrics(tmp_path / "run")
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch, capsys):
+    run("--steps", 2, "--save-every", 2, "--out", tmp_path / "run")
+    kept = {path: path.read_bytes() for path in (tmp_path / "run" / "checkpoint-000002").iterdir()}
+    monkeypatch.setattr(program, "pmd_loss", lambda log_probs, *_: log_probs.sum(dim=1) * float("nan"))
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        run("--resume", tmp_path / "run", "--steps", 4, quick=False)
+    assert stop.value.code == 1
+    message = [line for line in capsys.readouterr().err.splitlines() if line.startswith("train.py:")]
+    assert len(message) == 1 and "step 3" in message[0] and "checkpoint-000002" in message[0]
+    assert {path: path.read_bytes() for path in kept} == kept
+
+
+def test_broken_weights_are_named(tmp_path, tiny, capsys):
+    import copy
+
+    model = copy.deepcopy(tiny[0])
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight[0, 0] = float("nan")
+    model.save_pretrained(tmp_path / "model")
+    tiny[1].save_pretrained(tmp_path / "model")
+    with pytest.raises(SystemExit) as stop:
+        run("--model", tmp_path / "model", "--steps", 1, "--eval-every", 0, "--out", tmp_path / "run")
+    assert stop.value.code == 1
+    assert "layers.1.mlp.down_proj.weight" in capsys.readouterr().err
+
+
+# --- bad input: one line, status 2 ---
+
+@pytest.mark.parametrize("arguments, says", [
+    (["--objective", "ppo2"], "ppo2"),
+    (["--no-such-flag"], "--no-such-flag"),
+    (["--tua", "0.1"], "--tua"),
+    (["--steps", "many"], "many"),
+    (["--group-size", "3"], "--minibatch-size"),
+    (["--minibatch-size", "12"], "--minibatch-size"),
+    (["--group-size", "1"], "--group-size 1"),
+    (["--tau", "0"], "--tau"),
+    (["--tau", "-1"], "--tau"),
+    (["--tau", "nan"], "--tau"),
+    (["--lr", "inf"], "--lr"),
+    (["--temperature", "0"], "--temperature"),
+    (["--steps", "0"], "--steps"),
+    (["--eval-every", "-1"], "--eval-every"),
+    (["--model", "./no/such/model"], "./no/such/model"),
+    (["--model", "nobody/no-such-model"], "nobody/no-such-model"),
+    (["--train-data", "no/such.jsonl"], "no/such.jsonl"),
+    (["--eval-data", "no/such.jsonl"], "no/such.jsonl"),
+    (["--device", "abacus"], "--device abacus"),
+    (["--resume", "no/such/run"], "no/such/run"),
+])
+def test_bad_input_is_one_line_and_status_2(tmp_path, capsys, arguments, says):
+    base = [] if "--resume" in arguments else [*QUICK, "--out", str(tmp_path / "run")]
+    with pytest.raises(SystemExit) as stop:
+        program.train(program.parse_settings([*base, *arguments]))
+    assert stop.value.code == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("train.py: ") and says in error and "\n" not in error
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
+def test_cuda_without_a_device_is_one_line(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run("--device", "cuda", "--out", tmp_path / "run")
+    assert stop.value.code == 2 and "--device cuda" in capsys.readouterr().err
+
+
+def test_a_folder_with_another_run_is_left_alone(finished, capsys):
+    before = (finished / "metrics.jsonl").read_bytes()
+    with pytest.raises(SystemExit) as stop:
+        run("--steps", 1, "--out", finished)
+    assert stop.value.code == 2 and "--resume" in capsys.readouterr().err
+    assert (finished / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("arguments, says", [
+    (["--lr", "1"], "--lr"), (["--steps", "1"], "can only be raised"), ([], "complete at step 4"),
+])
+def test_resume_refuses(finished, capsys, arguments, says):
+    with pytest.raises(SystemExit) as stop:
+        run("--resume", finished, *arguments, quick=False)
+    assert stop.value.code == 2 and says in capsys.readouterr().err
+
+
+def test_help_explains_every_setting(capsys):
+    with pytest.raises(SystemExit) as stop:
+        program.parse_settings(["--help"])
+    assert stop.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for name in program.Settings.__dataclass_fields__:
+        assert f"--{name.replace('_', '-')} " in text
+    assert str(ROOT) not in text
