@@ -33,9 +33,12 @@ import torch
 def k1(log_p, log_q):
     r"""k1 = log p - log q at samples of p: an unbiased estimate of KL(p || q), in nats.
 
-    log_p, log_q: any one shape -> the same. p = 0.4, q = 0.2: log 2 = 0.693. p = 0.2, q = 0.4: -0.693.
+    log_p, log_q: one shape, else ValueError -> the same; float32, or float64 for float64.
+    p = 0.4, q = 0.2: log 2 = 0.693. p = 0.2, q = 0.4: -0.693.
     As a loss at samples of p = pi_theta its expected gradient is 0: use it in the reward.
     """
+    if log_p.shape != log_q.shape:
+        raise ValueError(f"log_p and log_q must have one shape, got {tuple(log_p.shape)} and {tuple(log_q.shape)}")
     dtype = torch.promote_types(log_p.dtype, torch.float32)
     return log_p.to(dtype) - log_q.to(dtype)
 
@@ -43,9 +46,12 @@ def k1(log_p, log_q):
 def k2(log_p, log_q):
     r"""k2 = (log p - log q)^2 / 2 at samples of p: a biased estimate of KL(p || q), in nats, good where p is near q.
 
-    log_p, log_q: any one shape -> the same. p = 0.4, q = 0.2: (log 2)^2 / 2 = 0.240.
+    log_p, log_q: one shape, else ValueError -> the same; float32, or float64 for float64.
+    p = 0.4, q = 0.2: (log 2)^2 / 2 = 0.240.
     As a loss at samples of p = pi_theta its expected gradient is that of KL(pi_theta || q).
     """
+    if log_p.shape != log_q.shape:
+        raise ValueError(f"log_p and log_q must have one shape, got {tuple(log_p.shape)} and {tuple(log_q.shape)}")
     dtype = torch.promote_types(log_p.dtype, torch.float32)
     return (log_p.to(dtype) - log_q.to(dtype)).square() / 2
 
@@ -53,10 +59,13 @@ def k2(log_p, log_q):
 def k3(log_p, log_q):
     r"""k3 = q/p - 1 - log(q/p) at samples of p: an unbiased estimate of KL(p || q) that is never negative, in nats.
 
-    log_p, log_q: any one shape -> the same. p = 0.4, q = 0.2: 0.5 - 1 + log 2 = 0.193.
+    log_p, log_q: one shape, else ValueError -> the same; float32, or float64 for float64.
+    p = 0.4, q = 0.2: 0.5 - 1 + log 2 = 0.193.
     With masses other than 1 it is unbiased for UKL(p || q) = KL + sum (q - p) (2505.17508, Remark 3.5).
     As a loss at samples of p = pi_theta its expected gradient is that of KL(q || pi_theta), the other direction.
     """
+    if log_p.shape != log_q.shape:
+        raise ValueError(f"log_p and log_q must have one shape, got {tuple(log_p.shape)} and {tuple(log_q.shape)}")
     dtype = torch.promote_types(log_p.dtype, torch.float32)
     log_ratio = log_q.to(dtype) - log_p.to(dtype)
     return torch.expm1(log_ratio) - log_ratio  # expm1: exp(x) - 1 loses all digits for small x
@@ -68,6 +77,9 @@ def grpo_penalty(log_probs, ref_log_probs):
     log_probs, ref_log_probs [N, T] or [N], in nats -> the same shape, in nats; times beta it is added to the loss.
     Expected gradient on policy: that of KL(pi_ref || pi_theta). Off policy: of neither KL.
     """
+    if log_probs.shape != ref_log_probs.shape:
+        raise ValueError("log_probs and ref_log_probs must have one shape, got "
+                         f"{tuple(log_probs.shape)} and {tuple(ref_log_probs.shape)}")
     dtype = torch.promote_types(log_probs.dtype, torch.float32)
     log_ratio = ref_log_probs.detach().to(dtype) - log_probs.to(dtype)
     return torch.expm1(log_ratio) - log_ratio
@@ -76,11 +88,14 @@ def grpo_penalty(log_probs, ref_log_probs):
 def corrected_grpo_penalty(log_probs, old_log_probs, ref_log_probs):
     r"""GRPO's KL penalty with its importance weight: w k3(pi_ref/pi_theta), w = pi_theta/pi_old (2505.17508, Sec. 2.2).
 
-    log_probs, old_log_probs, ref_log_probs [N, T] or [N], in nats -> the same shape, to be added times beta to the loss.
+    log_probs, old_log_probs, ref_log_probs [N, T] or [N], in nats -> the same shape, for the loss, times beta.
     Expected value and gradient: those of UKL(pi_theta || pi_ref), on and off policy. It is rpg_losses.urkl_loss's
     beta (w l - w) plus a constant: w (e^-l - 1 + l) = q + w l - w. The gradient must flow through w: with w detached it
     would be the forward KL's.
     """
+    if not log_probs.shape == old_log_probs.shape == ref_log_probs.shape:
+        raise ValueError("log_probs, old_log_probs and ref_log_probs must have one shape, got "
+                         f"{tuple(log_probs.shape)}, {tuple(old_log_probs.shape)} and {tuple(ref_log_probs.shape)}")
     dtype = torch.promote_types(log_probs.dtype, torch.float32)
     w = (log_probs.to(dtype) - old_log_probs.detach().to(dtype)).exp()
     log_ratio = ref_log_probs.detach().to(dtype) - log_probs.to(dtype)

@@ -40,8 +40,9 @@ _HEADING = re.compile(r"""[\s*_]* (?: [^\W\d_]{2,}\ \d{1,2}[.):].*    # Step 1: 
     | (?:\d{1,2}[.):]\s*)? [*_]* [^\W\d_]{2,} (?:\ \d{1,2}\b)? [^\d\\$]* )   # Solution; 2. Add""", re.VERBOSE)
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # \{ is no brace
 _BETWEEN_BOXES = re.compile(r"[ \t${}\\(),;&~]*(?:(?:text)?\{? ?(?:or|and)\b)?[ \t${}\\(),;&~]*")
-_PHRASE = re.compile(r"""[Aa] (?: (?<=(?<![^\W_])[Aa]) (?i:nswer) (?: \s{1,9}(?i:is)\b | [\s*_`"')]{0,9}[:：] )
-                              | [*_]{0,3}[ \t]?[:：] )  # "A:", which has to begin its line""", re.VERBOSE)
+_LINE_HEAD = "|".join(rf"(?<=[\r\n][ \t>*_-]{{{width}}}[Aa])" for width in range(5))
+_PHRASE = re.compile(rf"""[Aa] (?: (?<=(?<![^\W_])[Aa]) (?i:nswer) (?: \s{{1,9}}(?i:is)\b | [\s*_`"')]{{0,9}}[:：] )
+                               | (?=[*_]{{0,3}}[ \t]?[:：]) (?:{_LINE_HEAD}) [*_]{{0,3}}[ \t]?[:：] )""", re.VERBOSE)
 _PHRASE_GAP = re.compile(r"(?:[\s:：*_`$]|\\\[|\\\()*")  # "The answer is:\n\n$$18$$" goes on after the blank line
 _SENTENCE_END = re.compile(r"""[\r\n。]
     | (?<!\bRs) (?: (?<!\.)\.(?!\.) | [!?]+ )              # not in "..." nor after Rs
@@ -82,12 +83,11 @@ def _find_box_or_phrase(text):
             if end <= at <= end + 40 and other != content and _BETWEEN_BOXES.fullmatch(text[end:at]):
                 return ""
         return content
+    text = "\n" + text  # so that its first line begins like any other
     for start in (max(0, len(text) - 4096), 0):  # the end first: a long text full of phrases is not walked through
         last = None
-        for match in _PHRASE.finditer(text, start):
-            head = "\n" * (match.start() < 10) + text[max(0, match.start() - 10):match.start()].replace("\r", "\n")
-            if match.group()[1] in "nN" or "\n" in head and not head[head.rindex("\n"):].strip(" \n\t>*_#-"):
-                last = match
+        for last in _PHRASE.finditer(text, start):
+            pass
         if last:
             gap = _PHRASE_GAP.match(text, last.end(), last.end() + LONGEST_ANSWER)
             return _trim(_SENTENCE_END.split(text[gap.end():gap.end() + LONGEST_ANSWER + 2], maxsplit=1)[0])
@@ -171,7 +171,7 @@ def _plain(text):
             text = _FRAC.sub(lambda m: " " + _bracket(m[1] or m[2], r"[-+]?[\w.,]*(√\(\w+\))?") + "/"
                              + _bracket(m[3] or m[4], r"[-+]?[\d.,]+|√\(\w+\)|\w"), text)
             text = _GROUP.sub(lambda m: m[1] + _bracket(m[2], r"-?\d+|\w" if m[1] else r"[^+*/-]*|-?\d+"), text)
-            if text == before:
+            if text == before or "{" not in text and "\\" not in text:
                 break
     text = re.sub(r"(?<![\w)])\*\*|\*\*(?![\w(])", "", text).replace("**", "^")  # bold, or a power between operands
     text = _CURRENCY.sub(" ", text.replace("~", " ").replace("\0", " ")).strip(" \t\r\n\f*_`")
@@ -395,9 +395,10 @@ def math_reward(response, gold, format_bonus=0.0):
     """
     if not isinstance(format_bonus, (int, float)) or not 0 <= format_bonus < 1:
         raise ValueError(f"format_bonus must be at least 0 and below 1, the value of being right; got {format_bonus!r}")
-    if verify(response, gold):
+    answer = _find(_text(response))  # once, for `verify` and `extract_answer` in one
+    if answer and is_equivalent(answer, gold):
         return 1.0
-    return float(format_bonus) if format_bonus and extract_answer(response) else 0.0
+    return float(format_bonus) if answer and format_bonus and not _is_several(answer) else 0.0
 
 
 def demo():
