@@ -23,7 +23,7 @@ What a baseline does to the expected gradient of G responses to one prompt, on p
 
 Departures, and why:
 - No epsilon is added to a standard deviation. Where rewards are equal to rounding, the advantage is exactly 0; with
-  an epsilon, eight rewards of 0.7 get advantages of 0.8 from the rounding of their mean.
+  a tiny epsilon instead, eight rewards of 0.7 get advantages of 0.8 from the rounding of their mean.
 - The standard deviation is the sample's, with G - 1: torch's default. With G advantages are sqrt(G/(G-1)) larger.
 - The clip of REINFORCE++ and the aggregation of REINFORCE, RLOO and REINFORCE++ are this project's choice.
 
@@ -101,7 +101,7 @@ def reinforce_pp_advantages(rewards, old_log_probs, response_mask, beta=0.0, ref
     Values that are equal to rounding give exact zeros. ValueError for shapes that do not match.
     """
     ref_log_probs = old_log_probs if ref_log_probs is None else ref_log_probs
-    if not old_log_probs.shape == ref_log_probs.shape == response_mask.shape or \
+    if response_mask.dim() != 2 or not old_log_probs.shape == ref_log_probs.shape == response_mask.shape or \
             rewards.shape != old_log_probs.shape[:1]:
         raise ValueError("old_log_probs, ref_log_probs and response_mask must be [N, T] and rewards [N], got "
                          f"{[tuple(x.shape) for x in (old_log_probs, ref_log_probs, response_mask, rewards)]}")
@@ -157,7 +157,8 @@ def gspo_loss(log_probs, old_log_probs, advantages, response_mask, eps_low=3e-4,
     float32, or float64 for float64 log_probs. Ratios of 2 and 1/2 make s = 1; 4 and 1 make s = 2.
     What stands at masked positions reaches neither value nor gradient. ValueError for other shapes.
     """
-    if not log_probs.shape == old_log_probs.shape == response_mask.shape or advantages.shape != log_probs.shape[:1]:
+    if response_mask.dim() != 2 or not log_probs.shape == old_log_probs.shape == response_mask.shape or \
+            advantages.shape != log_probs.shape[:1]:
         raise ValueError("log_probs, old_log_probs and response_mask must be [N, T] and advantages [N], got "
                          f"{[tuple(x.shape) for x in (log_probs, old_log_probs, response_mask, advantages)]}")
     dtype = torch.promote_types(log_probs.dtype, torch.float32)
@@ -227,8 +228,8 @@ def main():
         values = [advantages(r, 8) for advantages in methods.values()]
         print(f"{' '.join(f'{x:g}' for x in rewards):32s}" + "".join(f"{a.max():14.3f}{a.min():12.3f}" for a in values))
 
-    print("\nExpected gradient over the true one, on policy, rewards 0 or 1, success probability p: A(right) - A(wrong),\n"
-          "averaged over the other G - 1 responses. The standardised one tends to 1/sqrt(p (1 - p)), last column.\n")
+    print("\nExpected gradient over the true one, on policy, rewards 0 or 1, success probability p: A(right) -\n"
+          "A(wrong), averaged over the other G - 1 responses. Last column: where the third tends, 1/sqrt(p(1-p)).\n")
     print("  G     p" + "".join(f"{name:>16s}" for name in methods) + f"{'G to infinity':>16s}")
     for group_size in (2, 8, 16):
         others = torch.arange(group_size, dtype=torch.float64)  # [G], winners among the others

@@ -59,7 +59,7 @@ def checkpoints(run_folder):
 
 
 def load_state(folder, optimizer, reference):
-    r"""Restores optimizer and reference from a checkpoint; returns its state.json, a dict with "step" and the progress."""
+    r"""Restores optimizer and reference from a checkpoint; returns its state.json: "step" and the progress."""
     optimizer.load_state_dict(torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True))
     if reference is not None:
         reference.load_state_dict(type(reference).from_pretrained(folder / "reference").state_dict())

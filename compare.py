@@ -25,6 +25,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from settings import OBJECTIVES
+
 HERE = Path(__file__).resolve().parent
 
 
@@ -37,7 +39,7 @@ def read_run(folder):
 
 
 def run_one(folder, objective, seed, extra):
-    r"""Starts the run, goes on with it, or does nothing where it is finished. Exits with the run's status if it fails."""
+    r"""Starts the run, goes on with it, or does nothing where it is finished. Exits with its status if it fails."""
     if read_run(folder):
         return
     command = [sys.executable, str(HERE / "train.py")]
@@ -78,10 +80,10 @@ def kl_moved(folder, settings, limit=256):
 
 
 def mean_and_error(values):
-    r"""Mean and standard error of the mean; the error of a single value is not known (nan)."""
+    r"""Mean and standard error of the mean; the error of a single value is not known (None)."""
     mean = sum(values) / len(values)
     if len(values) == 1:
-        return mean, math.nan
+        return mean, None
     return mean, math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1) / len(values))
 
 
@@ -113,8 +115,10 @@ def table(summaries):
     for s in sorted(summaries, key=lambda s: -s["final_accuracy"]):
         steps = "-" if s["steps_to_80"] is None else f"{s['steps_to_80']:.0f}"
         seconds = "-" if s["seconds_to_80"] is None else f"{s['seconds_to_80']:.0f}"
-        lines.append(f"| {s['objective']} | {s['final_accuracy']:.3f} ± {s['standard_error']:.3f} | {s['worst_seed']:.3f} | "
-                     f"{steps} | {seconds} | {s['kl_moved']:.2f} ± {s['kl_moved_standard_error']:.2f} |")
+        error, kl_error = ("" if s[name] is None else f" ± {s[name]:.3f}"
+                           for name in ("standard_error", "kl_moved_standard_error"))
+        lines.append(f"| {s['objective']} | {s['final_accuracy']:.3f}{error} | {s['worst_seed']:.3f} | "
+                     f"{steps} | {seconds} | {s['kl_moved']:.3f}{kl_error} |")
     return "\n".join(lines) + "\n"
 
 
@@ -152,10 +156,8 @@ def draw(results, path):
 
 
 def main(arguments=None):
-    from train import OBJECTIVES
-
-    parser = argparse.ArgumentParser(description="Run objectives over seeds and compare them; other flags go on to train.py.",
-                                     allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        description="Run objectives over seeds and compare them; other flags go on to train.py.", allow_abbrev=False)
     parser.add_argument("--objectives", default="pmd_mean,pmd_part,grpo,rpg_urkl", help="names, separated by commas")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each objective, with seeds 0, 1, ...")
     parser.add_argument("--out", type=Path, default=Path("runs/compare"), help="folder of the comparison")
@@ -179,8 +181,8 @@ def main(arguments=None):
                 parser.error("there is nothing to compare without evaluations: leave out --eval-every 0")
             kl = kl_moved(folder, settings)
             results.setdefault(objective, []).append((settings, rows, kl))
-            print(f"{objective}, seed {seed}: accuracy {rows[0]['eval_accuracy']:.3f} -> {rows[-1]['eval_accuracy']:.3f}, "
-                  f"moved {kl:.2f} nats")
+            print(f"{objective}, seed {seed}: accuracy {rows[0]['eval_accuracy']:.3f} -> "
+                  f"{rows[-1]['eval_accuracy']:.3f}, moved {kl:.2f} nats")
             summaries = [summarise(name, runs) for name, runs in results.items()]
             (known.out / "table.md").write_text(table(summaries))
             (known.out / "table.json").write_text(json.dumps(

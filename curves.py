@@ -37,7 +37,8 @@ def draw_curves(rows, path, title):
     axis.set(ylabel="tokens", xlabel="step", ylim=(0, None))
     twin = axis.twinx()
     twin.plot(*series("truncated_fraction"), color="tab:gray", linestyle=":", label="truncated")
-    twin.plot(*series("zero_variance_fraction"), color="tab:brown", linestyle="--", label="groups all right or all wrong")
+    twin.plot(*series("zero_variance_fraction"), color="tab:brown", linestyle="--",
+              label="groups all right or all wrong")
     twin.set(ylabel="fraction", ylim=(0, 1.02))
     lines = axis.lines + twin.lines
     axis.legend(lines, [line.get_label() for line in lines], fontsize=8, loc="center right")

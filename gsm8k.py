@@ -36,9 +36,9 @@ def load_problems(source, split="train", limit=None):
     path = Path(source)
     looks_local = path.suffix in (".jsonl", ".json") or path.exists()
     if looks_local and not path.is_file():
-        raise ValueError(f"no data file at {source}: give the path of a JSONL file with the columns question and answer")
+        raise ValueError(f"no data file at {source}: give the path of a JSONL file with question and answer")
     if looks_local and path.stat().st_size == 0:
-        raise ValueError(f"the data file {source} is empty: it needs a JSON object with question and answer on each line")
+        raise ValueError(f"the data file {source} is empty: it needs an object with question and answer on each line")
     try:
         if looks_local:
             rows = load_dataset("json", data_files=str(path), split="train")
@@ -47,7 +47,8 @@ def load_problems(source, split="train", limit=None):
     except Exception as error:  # datasets raises many kinds; each means that the rows cannot be had
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         if looks_local:
-            raise ValueError(f"{source} is not a JSONL file with question and answer on each line ({reason})") from error
+            raise ValueError(
+                f"{source} is not a JSONL file with question and answer on each line ({reason})") from error
         raise ValueError(
             f"cannot load {source} from the hub ({reason}): check the network and the name, or give a local JSONL file"
         ) from error
@@ -55,7 +56,8 @@ def load_problems(source, split="train", limit=None):
     if missing:
         raise ValueError(f"{source} has no column {missing[0]}: found {', '.join(rows.column_names)}; "
                          "rename its columns to question and answer")
-    problems = [{column: str(row[column]) for column in COLUMNS} for row in rows.select(range(min(limit or len(rows), len(rows))))]
+    rows = rows.select(range(min(limit or len(rows), len(rows))))
+    problems = [{column: str(row[column]) for column in COLUMNS} for row in rows]
     if not problems:
         raise ValueError(f"{source} has no rows: it needs at least one problem")
     return problems

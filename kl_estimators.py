@@ -22,7 +22,7 @@ Which row is my trainer?
   (its off-policy correction is an option), verl `low_var_kl`, nano-aha-moment, simple_GRPO.
 - k3, loss, weighted: the corrected one (`corrected_grpo_penalty`): the reverse KL's gradient on and off policy, the
   same as rpg_losses.urkl_loss.
-- k1, reward, weighted: REINFORCE++ (baselines.py) on policy; the reverse KL's gradient.
+- k1, reward: REINFORCE++ (baselines.py); on policy, or with the ratio off it, the reverse KL's gradient.
 
 `python kl_estimators.py` prints value, bias and standard deviation, then the gradient of every use, recognised among
 the gradients of the three divergences that matter; it draws the same in runs/kl_estimators.png.

@@ -19,33 +19,34 @@ Decisions where a careful reader could waver:
 - Nothing is computed: 2^3 is not 8. Powers of ten are part of how a number is written: 1.5 \times 10^3.
 - Only a closed </think> hides text: what stands in a <think> that is never closed counts.
 
-It never raises and never hangs: an answer has at most 1,000 characters and a number 400 digits, so everything after the
-search for the place is bounded. No eval, no sympy, no signals, no state: it works in threads.
+It never raises and never hangs: the search for the place takes linear time, an answer has at most 1,000 characters and
+a power of ten at most 400 zeros. No eval, no sympy, no signals, no state: it works in threads.
 
 `python reward_math.py` prints tricky responses, what is extracted from each, and the verdict.
 """
 
 import re
 import unicodedata
+from collections import deque
 from fractions import Fraction
 from typing import NamedTuple
 
-LONGEST_ANSWER = 1000  # characters; anything longer is no answer
-LONGEST_NUMBER = 400  # digits, and the largest power of ten: int() refuses 4,300 digits, 10**999999999 never ends
+LONGEST_ANSWER = 1000  # characters; anything longer is no answer (and int() refuses more than 4,300 digits)
+LARGEST_POWER = 400  # of ten; 10**999999999 would never end
 
 # --- 1. Places: where the answer stands ------------------------------------------------------------------------------
 
 _LINE = re.compile(r"[^\r\n]*")
 _HEADING = re.compile(r"""[\s*_]* (?: [^\W\d_]{2,}\ \d{1,2}[.):].*    # Step 1: 9 * 2
-    | (?:\d{1,2}[.):]\s*)? [*_]* [^\W\d_]{2,} (?:\ \d{1,2}\b)? [^\d\\$]* )   # Solution; 2. Add""", re.VERBOSE)
+    | (?:\d{1,2}[.):]\s*)? [*_]{0,3} [^\W\d_]{2,} (?:\ \d{1,2}\b)? [^\d\\$]* )   # Solution; 2. Add""", re.VERBOSE)
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # \{ is no brace
 _BETWEEN_BOXES = re.compile(r"[ \t${}\\(),;&~]*(?:(?:text)?\{? ?(?:or|and)\b)?[ \t${}\\(),;&~]*")
-_LINE_HEAD = "|".join(rf"(?<=[\r\n][ \t>*_-]{{{width}}}[Aa])" for width in range(5))
-_PHRASE = re.compile(rf"""[Aa] (?: (?<=(?<![^\W_])[Aa]) (?i:nswer) (?: \s{{1,9}}(?i:is)\b | [\s*_`"')]{{0,9}}[:：] )
-                               | (?=[*_]{{0,3}}[ \t]?[:：]) (?:{_LINE_HEAD}) [*_]{{0,3}}[ \t]?[:：] )""", re.VERBOSE)
+_PHRASES = (  # each begins with a rare character, so that long texts are scanned quickly
+    re.compile(r"""[nN](?:swer|SWER)(?<=(?<![^\W_])[Aa].{5})(?:\s{1,9}(?i:is)\b|[\s*_`"')]{0,9}[:：])"""),
+    re.compile(r"[\r\n][ \t>*_-]{0,6}[Aa][*_]{0,3}[ \t]?[:：]"))
 _PHRASE_GAP = re.compile(r"(?:[\s:：*_`$]|\\\[|\\\()*")  # "The answer is:\n\n$$18$$" goes on after the blank line
 _SENTENCE_END = re.compile(r"""[\r\n。]
-    | (?<!\bRs) (?: (?<!\.)\.(?!\.) | [!?]+ )              # not in "..." nor after Rs
+    | (?<!\bRs) (?: (?<!\.)\.(?!\.) | (?<![!?])[!?]+ )     # not in "..." nor after Rs
       (?= [\s*_`"'”’)\]}$<] | \\[\])] | [A-Z][a-z] | $ )   # not in 3.5, .5 or p.m.
       (?!\s*=)                                            # not in 5! = 120""", re.VERBOSE)
 _TAG = re.compile(r"<<[^<>]*>>|</?\|?[A-Za-z_]+\|?>")  # GSM8K's calculator notes, </s>, <|im_end|>
@@ -85,11 +86,9 @@ def _find_box_or_phrase(text):
         return content
     text = "\n" + text  # so that its first line begins like any other
     for start in (max(0, len(text) - 4096), 0):  # the end first: a long text full of phrases is not walked through
-        last = None
-        for last in _PHRASE.finditer(text, start):
-            pass
-        if last:
-            gap = _PHRASE_GAP.match(text, last.end(), last.end() + LONGEST_ANSWER)
+        ends = [match.end() for phrase in _PHRASES for match in deque(phrase.finditer(text, start), maxlen=1)]
+        if ends:
+            gap = _PHRASE_GAP.match(text, max(ends), max(ends) + LONGEST_ANSWER)
             return _trim(_SENTENCE_END.split(text[gap.end():gap.end() + LONGEST_ANSWER + 2], maxsplit=1)[0])
     return None
 
@@ -211,7 +210,7 @@ class _Number(NamedTuple):
 
 def _number(text):
     r"""Reads plain text as one number, else None: "2 million people" -> 2,000,000; "18 + 2", "18x", "18 20" -> None."""
-    if text.isdecimal() and len(text) <= LONGEST_NUMBER:
+    if text.isdecimal():
         return _Number(Fraction(int(text)))
     name, equals, rest = text.rpartition("=") if "=" in text else text.rpartition("≈")
     if equals and _SUM.fullmatch(rest) and not _NUMBER.fullmatch(rest.strip()):
@@ -220,7 +219,7 @@ def _number(text):
         return None
     rest = re.sub(r"^\s*\(?[A-H]\)\s*(?=\S)", "", rest)  # the letter of a choice: "(C) 18"
     match = _NUMBER.search(rest)
-    if not match or len(match.group()) > LONGEST_NUMBER or (value := _value(match)) is None:
+    if not match or (value := _value(match)) is None:
         return None
     before, after = rest[:match.start()], rest[match.end():]
     while scale := _SCALE.match(after):
@@ -229,9 +228,9 @@ def _number(text):
     after = after[percent.end():] if percent else after
     if not (_is_label(before) and _is_unit(after)) or before.strip() and match["sign"] in ("- ", "+ "):
         return None
-    words = _WORD.findall(name + " " + before.casefold())
-    initials = {word[0] for word in words + _WORD.findall(after.casefold())} if words or after else ()
-    return _Number(value, bool(percent), " ".join(words), frozenset(initials))
+    words = _WORD.findall(f"{name} {before}".casefold())
+    initials = frozenset(word[0] for word in words + _WORD.findall(after.casefold()))
+    return _Number(value, bool(percent), " ".join(words), initials)
 
 
 def _value(match):
@@ -240,7 +239,7 @@ def _value(match):
     power = int(part["power"] or part["exponent"] or 0)
     value = _exact(part["decimal"] or part["numerator"] or part["mantissa"] or part["whole"] or "1")
     bottom = _exact(part["denominator"] or part["bottom"] or "1")
-    if bottom == 0 or abs(power) > LONGEST_NUMBER:
+    if bottom == 0 or abs(power) > LARGEST_POWER:
         return None
     value = value + _exact(part["top"]) / bottom if part["whole"] else value / bottom
     value = value * Fraction(10) ** power if power else value

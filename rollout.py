@@ -22,9 +22,9 @@ Position ids count real tokens only. With left padding they must be given: rotar
 absence (only distances matter to them), models with learned positions would be wrong in silence.
 
 The policy that is trained is the one that was sampled from: temperature included, no top-k, no top-p. `log_probs`
-are the sampler's own; `token_log_probs` recomputes them in one pass, with gradients, and agrees within 1e-3 in float32.
+are the sampler's own; `token_log_probs` recomputes them in one pass, with gradients, within 1e-3 in float32.
 
-`python rollout.py` decodes one problem with and without a cache, prints the tokens with their log-probs, and times both.
+`python rollout.py` prints the tokens of two responses with their log-probs, and times decoding with and without cache.
 """
 
 import hashlib
@@ -88,6 +88,11 @@ def eos_token_ids(model, tokenizer):
     return sorted({token for token in [tokenizer.eos_token_id, *configured] if token is not None})
 
 
+def pad_token_id(tokenizer):
+    r"""The token that fills the gaps. Any will do: no mask here ever looks at which token stands somewhere."""
+    return next((token for token in (tokenizer.pad_token_id, tokenizer.eos_token_id) if token is not None), 0)
+
+
 def pad_left(tokenizer, prompts):
     r"""Tokenizes complete prompts (no special tokens are added): (input_ids [B, P], attention_mask [B, P])."""
     rows = tokenizer(list(prompts), add_special_tokens=False).input_ids
@@ -95,7 +100,7 @@ def pad_left(tokenizer, prompts):
         if not row:
             raise ValueError(f"prompt {i} is empty: a prompt needs at least one token")
     longest = max(len(row) for row in rows)
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (tokenizer.eos_token_id or 0)
+    pad = pad_token_id(tokenizer)
     input_ids = torch.tensor([[pad] * (longest - len(row)) + row for row in rows])  # [B, P]
     attention_mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])  # [B, P]
     return input_ids, attention_mask
@@ -151,7 +156,7 @@ def sample_rollouts(
     if group_size < 1 or max_new_tokens < 1:
         raise ValueError("group_size and max_new_tokens must be at least 1")
     if not temperature > 0:
-        raise ValueError(f"temperature must be positive, not {temperature}: for the most probable token use greedy=True")
+        raise ValueError(f"temperature must be positive, not {temperature}; greedy=True takes the most probable token")
     was_training = model.training
     model.eval()  # no dropout: the sampler is the policy itself
     device = model.device
@@ -168,7 +173,7 @@ def sample_rollouts(
     prompt_ids = prompt_ids.repeat_interleave(group_size, dim=0)  # [N, P]
     prompt_mask = prompt_mask.repeat_interleave(group_size, dim=0)  # [N, P]
 
-    n, pad = len(prompt_ids), tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
+    n, pad = len(prompt_ids), pad_token_id(tokenizer)
     eos = torch.tensor(eos_token_ids(model, tokenizer), device=device)
     uniform = None if greedy else uniforms(prompts, group_size, max_new_tokens, seed).to(device)  # [N, T]
     tokens = torch.full((n, max_new_tokens), pad, device=device)  # [N, T]
@@ -231,3 +236,53 @@ def token_log_probs(model, rollout, temperature=1.0):
     log_p = (logits.float() / temperature).log_softmax(dim=-1)  # [N, T, V]
     log_probs = log_p.gather(2, rollout.sequences[:, -width:, None]).squeeze(2)  # [N, T]
     return log_probs.masked_fill(~rollout.response_mask, 0.0)
+
+
+def main():
+    import argparse
+    import time
+    from pathlib import Path
+
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from gsm8k import format_prompt, load_problems
+
+    tiny = Path(__file__).resolve().parent / "tiny"
+    parser = argparse.ArgumentParser(description="Decode one problem with and without a KV cache.")
+    parser.add_argument("--model", default=str(tiny / "model"), help="a Hugging Face model directory or hub name")
+    model_name = parser.parse_args().model
+    tokenizer = AutoTokenizer.from_pretrained(model_name)
+    model = AutoModelForCausalLM.from_pretrained(model_name).eval()
+    problem = load_problems(tiny / "test.jsonl", limit=1)[0]
+    prompt = format_prompt(tokenizer, problem["question"])
+
+    rollout = sample_rollouts(model, tokenizer, [prompt], group_size=2, max_new_tokens=72, seed=1)
+    width = rollout.response_mask.shape[1]
+    again = token_log_probs(model, rollout).detach()  # [2, T]
+    print(problem["question"])
+    for row in range(2):
+        print(f"\nresponse {row}: token, log-prob of the sampler, of the trainer")
+        for t in range(int(rollout.response_mask[row].sum())):
+            token = tokenizer.decode(rollout.sequences[row, rollout.sequences.shape[1] - width + t])
+            print(f"  {token!r:12s} {rollout.log_probs[row, t]:9.4f} {again[row, t]:9.4f}")
+
+    # Without a cache each token is a forward pass over all that stands before it.
+    started = time.time()
+    ids = pad_left(tokenizer, [prompt])[0]  # [1, P]
+    prompt_length, eos = ids.shape[1], eos_token_ids(model, tokenizer)
+    with torch.no_grad():
+        while ids.shape[1] < prompt_length + 72 and (ids.shape[1] == prompt_length or int(ids[0, -1]) not in eos):
+            token = model(input_ids=ids, use_cache=False).logits[:, -1].argmax(dim=-1)  # [1]
+            ids = torch.cat([ids, token[:, None]], dim=1)
+    without = time.time() - started
+    started = time.time()
+    cached = sample_rollouts(model, tokenizer, [prompt], 1, 72, greedy=True)
+    tokens = ids.shape[1] - prompt_length
+    same = cached.sequences[0].tolist() == ids[0].tolist()
+    print(f"\ngreedy, {prompt_length} + {tokens} tokens: {without:.3f} s without a cache over "
+          f"{sum(range(prompt_length, prompt_length + tokens))} positions, {time.time() - started:.3f} s with one over "
+          f"{prompt_length + tokens - 1}; {'the same tokens' if same else 'DIFFERENT tokens'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -13,7 +13,8 @@ derives each loss and the way in which its events become one number (see `aggreg
     pmd_mean, pmd_part                          pmd_mean.py     (tau/2) (A/tau - log pi_theta/pi_old)^2 per response
     rpg_<kl>, rpg_reinforce_<kl>                rpg_losses.py   kl: fkl, rkl, ufkl, urkl; the two styles of RPG
     rpg_clip_<kl>, rpg_reinforce_clip_<kl>      rpg_losses.py   the same with RPG-Style Clip
-    grpo, dr_grpo, dapo, rloo, reinforce_pp, gspo  baselines.py what both papers compare with
+    grpo, dr_grpo, dapo, rloo,                  baselines.py    what both papers compare with
+    reinforce_pp, gspo
 
 A response that was cut off stays in its group: it counts in the baseline, with the reward that its text earns.
 
@@ -35,7 +36,7 @@ minibatches and epochs.
                             where not evaluated
     loss                    mean over optimizer steps of the minibatch's loss; null where all groups were filtered out
     grad_norm               mean over optimizer steps of the gradient's Euclidean norm, before clipping
-    kl_to_old               KL(pi_old || pi_theta) in nats per token: mean of w - 1 - log w over the response tokens, with
+    kl_to_old               KL(pi_old || pi_theta) in nats per token: mean of w - 1 - log w over the response tokens,
                             w = pi_theta/pi_old, each measured just before its minibatch's optimizer step
     kl_to_reference         the same to the reference, KL(pi_theta || pi_ref) in nats per token; null without one
     entropy                 nats per token of the sampling policy, estimated by the mean of -log pi_old(y_t)
@@ -46,7 +47,6 @@ minibatches and epochs.
     tokens_per_second       sampled tokens by seconds_rollout + seconds_update
 """
 
-import argparse
 import copy
 import dataclasses
 import hashlib
@@ -56,7 +56,6 @@ import os
 import resource
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -74,224 +73,7 @@ from gsm8k import format_prompt, load_problems
 from pmd_mean import pmd_loss, pmd_mean_advantages, pmd_part_advantages
 from reward_math import math_reward, verify
 from rollout import concatenate, sample_rollouts, token_log_probs
-
-HERE = Path(__file__).resolve().parent
-
-KLS = ("fkl", "rkl", "ufkl", "urkl")
-PMD = ("pmd_mean", "pmd_part")
-RPG = tuple(f"rpg_{style}{kl}" for style in ("", "reinforce_") for kl in KLS)
-RPG_CLIP = tuple(f"rpg_{style}clip_{kl}" for style in ("", "reinforce_") for kl in KLS)
-OBJECTIVES = (*PMD, *RPG, *RPG_CLIP, "grpo", "dr_grpo", "dapo", "rloo", "reinforce_pp", "gspo")
-
-# Settings that only some objectives use; given with another one they are an error.
-USED_BY = dict(
-    tau=PMD,
-    leave_one_out=(*PMD, *RPG, *RPG_CLIP),
-    ratio=(*RPG, *RPG_CLIP),
-    reference=(*RPG, *RPG_CLIP),
-    beta=(*RPG, *RPG_CLIP, "grpo", "reinforce_pp"),
-    ref_update_every=(*RPG, *RPG_CLIP, "grpo", "reinforce_pp"),
-    ref_update_kl=(*RPG, *RPG_CLIP, "grpo", "reinforce_pp"),
-    eps_low=(*RPG_CLIP, "grpo", "dr_grpo", "dapo", "reinforce_pp", "gspo"),
-    eps_high=(*RPG_CLIP, "grpo", "dr_grpo", "dapo", "reinforce_pp", "gspo"),
-    clip_c=RPG_CLIP,
-)
-
-# Defaults of the objectives that have their own; the first line is everyone else's.
-OBJECTIVE_DEFAULTS = {
-    None: dict(aggregate="token-mean", eps_low=0.2, eps_high=0.2, clip_c=3.0, ratio="token", reference="sampler",
-               filter_groups=False, overlong_penalty=0),
-    **{name: dict(aggregate="seq-mean-token-sum") for name in (*PMD, "rloo")},
-    **{name: dict(eps_high=0.28) for name in RPG_CLIP},
-    "grpo": dict(aggregate="seq-mean-token-mean", reference="initial"),
-    "dr_grpo": dict(aggregate="seq-mean-token-sum-norm"),
-    "gspo": dict(aggregate="seq-mean-token-sum", eps_low=3e-4, eps_high=4e-4),
-    "dapo": dict(eps_high=0.28, filter_groups=True, overlong_penalty=16),
-    "reinforce_pp": dict(reference="initial"),
-}
-MODES = ("token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm")
-
-# What differs between the two presets; everything else has its default in Settings.
-PRESETS = {
-    "tiny": dict(
-        model=str(HERE / "tiny" / "model"), train_data=str(HERE / "tiny" / "train.jsonl"),
-        eval_data=str(HERE / "tiny" / "test.jsonl"), eval_size=384, eval_every=10, steps=50, prompts_per_step=32,
-        group_size=8, minibatch_size=64, micro_batch_size=64, max_new_tokens=72, lr=1e-3, tau=0.1, beta=1e-3,
-        save_every=10,
-    ),
-    "gsm8k": dict(
-        model="Qwen/Qwen2.5-0.5B-Instruct", train_data="openai/gsm8k", eval_data="openai/gsm8k", eval_size=512,
-        eval_every=20, steps=400, prompts_per_step=64, group_size=16, minibatch_size=256, micro_batch_size=16,
-        max_new_tokens=320, lr=1e-6, tau=0.01, beta=1e-4, save_every=20,
-    ),
-}
-
-
-def setting(default, meaning, **kwargs):
-    return dataclasses.field(default=default, metadata={"help": meaning, **kwargs})
-
-
-@dataclass
-class Settings:
-    r"""Every setting of a run, each a command-line flag. None means: by the preset or the objective."""
-
-    objective: str = setting("pmd_mean", "what to optimise", choices=OBJECTIVES)
-    preset: str = setting("auto", "defaults for the embedded task or for GSM8K; auto: gsm8k where there is CUDA",
-                          choices=("auto", "tiny", "gsm8k"))
-    model: str = setting(None, "Hugging Face model directory or hub name")
-    train_data: str = setting(None, "JSONL file with question and answer, or hub name")
-    eval_data: str = setting(None, "the same for the held-out problems; of a hub data set its test split")
-    eval_size: int = setting(None, "held-out problems to evaluate on, the first of the file")
-    eval_every: int = setting(None, "steps between evaluations; 0: never evaluate")
-    steps: int = setting(None, "steps: rounds of sampling and updating")
-    prompts_per_step: int = setting(None, "prompts sampled from in a step")
-    group_size: int = setting(None, "responses per prompt, G")
-    minibatch_size: int = setting(None, "responses per optimizer step: whole groups, a divisor of all responses")
-    micro_batch_size: int = setting(None, "responses per forward pass; gradients add up to the minibatch's")
-    epochs: int = setting(1, "passes over a step's responses")
-    max_new_tokens: int = setting(None, "longest response, in tokens; a longer one is truncated")
-    temperature: float = setting(1.0, "sampling temperature; the policy trained is the tempered one")
-    lr: float = setting(None, "AdamW's learning rate")
-    warmup_steps: int = setting(10, "optimizer steps in which the learning rate rises linearly to --lr")
-    weight_decay: float = setting(0.0, "AdamW's decoupled weight decay")
-    max_grad_norm: float = setting(1.0, "gradients longer than this are scaled down to it")
-    tau: float = setting(None, "PMD's regularisation strength: larger is a smaller step")
-    beta: float = setting(None, "strength of the KL penalty: RPG's, GRPO's, REINFORCE++'s")
-    eps_low: float = setting(None, "clipping: ratios down to 1 - eps_low")
-    eps_high: float = setting(None, "clipping: ratios up to 1 + eps_high")
-    clip_c: float = setting(None, "RPG-Style Clip: bad events move while their ratio is below clip_c")
-    ratio: str = setting(None, "what an event of RPG is: a token, or the whole response (its ratio is exact)",
-                         choices=("token", "sequence"))
-    aggregate: str = setting(None, "how the losses of events become one number, see aggregation.py", choices=MODES)
-    reference: str = setting(None, "the policy that RPG's KL is to: the sampler, or the initial model",
-                             choices=("sampler", "initial"))
-    ref_update_every: int = setting(0, "the initial model as reference is replaced by the policy every so many optimizer "
-                                    "steps; 0: never")
-    ref_update_kl: float = setting(0.0, "the same, when a moving average of KL(policy || reference) in nats per token passes "
-                                   "this; 0: never")
-    leave_one_out: bool = setting(False, "a response's own reward is left out of its baseline")
-    filter_groups: bool = setting(None, "drop groups that are all right or all wrong and sample others, three times as many "
-                                  "prompts at most (dapo does it by itself)")
-    overlong_penalty: int = setting(None, "DAPO's: over the last so many tokens before max_new_tokens, the reward falls by up "
-                                    "to 1; 0: none")
-    length_reward: float = setting(0.0, "weight of Kimi k1.5's length reward; 0: none")
-    optimizer_reset: bool = setting(False, "AdamW forgets its averages at each step, as in Kimi k1.5")
-    seed: int = setting(0, "seed of everything random")
-    out: str = setting(None, "folder of the run, new or empty; default runs/<objective>-<time>")
-    save_every: int = setting(None, "steps between checkpoints, and one at the end; 0: none")
-    resume: str = setting(None, "folder of a run to continue, with its own settings; only --steps may be given too")
-    device: str = setting("auto", "cpu, cuda, cuda:1, ...; auto: cuda where there is one")
-    dtype: str = setting("auto", "of matrix products; the weights stay float32, as bfloat16 ones lose small updates. "
-                         "auto: bfloat16 on CUDA, else float32", choices=("auto", "float32", "bfloat16"))
-    gradient_checkpointing: bool = setting(False, "recompute activations in backward: less memory, a third more time")
-
-
-def fail(message):
-    r"""Ends the program for a mistake of its user: one line that says what to do, exit status 2."""
-    print(f"train.py: {message}", file=sys.stderr)
-    sys.exit(2)
-
-
-def default_text(field):
-    r"""The default of a setting for --help: by preset, by objective, or its own."""
-    if field.name in PRESETS["tiny"]:
-        shown = {preset: str(PRESETS[preset][field.name]).replace(f"{HERE}{os.sep}", "") for preset in PRESETS}
-        return f" (default: tiny {shown['tiny']}, gsm8k {shown['gsm8k']})"
-    if field.name in OBJECTIVE_DEFAULTS[None]:
-        names = {}
-        for objective, defaults in OBJECTIVE_DEFAULTS.items():
-            if objective and field.name in defaults:
-                names.setdefault(defaults[field.name], []).append(objective.replace("_fkl", "_<kl>"))
-        others = "".join(f"; {value} for {', '.join(n for n in group if not n.endswith(KLS))}" for value, group in names.items())
-        return f" (default: {OBJECTIVE_DEFAULTS[None][field.name]}{others})"
-    return "" if field.default is None else f" (default: {field.default})"
-
-
-def parse_settings(arguments=None):
-    r"""Settings from the command line, completed from the preset and checked; exits with status 2 on bad input."""
-    parser = argparse.ArgumentParser(
-        description="Reinforcement learning of a language model on math word problems.", allow_abbrev=False,
-        epilog="Example: python train.py --objective pmd_mean --steps 20 --out runs/first",
-    )
-    parser.error = lambda message: fail(f"{message}; see python train.py --help")
-    for field in dataclasses.fields(Settings):
-        flag, meaning = "--" + field.name.replace("_", "-"), field.metadata["help"]
-        meaning += default_text(field)
-        if field.type is bool:
-            parser.add_argument(flag, action="store_true", default=None, help=meaning)
-        else:
-            parser.add_argument(flag, type=field.type, choices=field.metadata.get("choices"), help=meaning,
-                                metavar=None if "choices" in field.metadata else field.name.split("_")[-1].upper())
-    given = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
-
-    if "resume" in given:
-        settings = resumed_settings(given)
-    else:
-        settings = Settings(**given)
-        if settings.preset == "auto":
-            settings.preset = "gsm8k" if torch.cuda.is_available() else "tiny"
-            found = "a CUDA device was found" if torch.cuda.is_available() else "no CUDA device was found"
-            print(f"preset {settings.preset}, as {found}; --preset chooses")
-        for name, objectives in USED_BY.items():
-            if name in given and settings.objective not in objectives:
-                fail(f"--{name.replace('_', '-')} is not used by {settings.objective}: leave it out, or choose one of "
-                     f"{', '.join(objectives)}")
-        defaults = {**OBJECTIVE_DEFAULTS[None], **OBJECTIVE_DEFAULTS.get(settings.objective, {}),
-                    **PRESETS[settings.preset]}
-        for name, value in defaults.items():
-            if getattr(settings, name) is None:
-                setattr(settings, name, value)
-        settings.out = settings.out or f"runs/{settings.objective}-{time.strftime('%Y%m%d-%H%M%S')}"
-    check(settings)
-    return settings
-
-
-def resumed_settings(given):
-    r"""The settings of the run in given["resume"], with --steps raised where it was given."""
-    extra = sorted(set(given) - {"resume", "steps"})
-    if extra:
-        fail(f"--resume goes on with the run's own settings: leave out --{extra[0].replace('_', '-')}")
-    path = Path(given["resume"]) / "config.json"
-    try:
-        settings = Settings(**json.loads(path.read_text()))
-    except OSError:
-        fail(f"no run to resume in {given['resume']}: {path} cannot be read")
-    except (ValueError, TypeError):
-        fail(f"{path} is not the config.json of a run of this program")
-    settings.resume = given["resume"]
-    settings.out = given["resume"]  # the folder may have been moved
-    if given.get("steps", settings.steps) < settings.steps:
-        fail(f"--steps {given['steps']} is less than the run's {settings.steps}: with --resume it can only be raised")
-    settings.steps = given.get("steps", settings.steps)
-    return settings
-
-
-def check(settings):
-    r"""Exits with status 2 and one line where a setting cannot work."""
-    for name in ("eval_size", "steps", "prompts_per_step", "group_size", "minibatch_size", "micro_batch_size", "epochs",
-                 "max_new_tokens"):
-        if getattr(settings, name) < 1:
-            fail(f"--{name.replace('_', '-')} must be at least 1, not {getattr(settings, name)}")
-    for name in ("eval_every", "save_every", "warmup_steps", "weight_decay", "beta", "ref_update_every", "ref_update_kl",
-                 "overlong_penalty", "length_reward", "eps_low", "eps_high"):
-        if not getattr(settings, name) >= 0:
-            fail(f"--{name.replace('_', '-')} must not be negative")
-    for name in ("tau", "lr", "temperature", "max_grad_norm"):
-        if not 0 < getattr(settings, name) < math.inf:
-            fail(f"--{name.replace('_', '-')} must be a positive number, not {getattr(settings, name)}")
-    if settings.clip_c <= 1:
-        fail(f"--clip-c must be larger than 1, not {settings.clip_c}")
-    if settings.overlong_penalty > settings.max_new_tokens:
-        fail(f"--overlong-penalty {settings.overlong_penalty} is more than --max-new-tokens {settings.max_new_tokens}")
-    if (settings.ref_update_every or settings.ref_update_kl) and settings.reference == "sampler":
-        fail("--ref-update-every and --ref-update-kl need --reference initial: the sampler is new at each step anyway")
-    if settings.group_size == 1:
-        fail("--group-size 1 leaves nothing to compare a response with: use at least 2")
-    responses = settings.prompts_per_step * settings.group_size
-    if settings.minibatch_size % settings.group_size or responses % settings.minibatch_size:
-        fail(f"--minibatch-size {settings.minibatch_size} must hold whole groups of {settings.group_size} and divide the "
-             f"{settings.prompts_per_step} x {settings.group_size} = {responses} responses of a step")
-
+from settings import PMD, RPG, RPG_CLIP, USED_BY, fail, parse_settings
 
 def load_model(settings, source):
     r"""(model, tokenizer) through AutoModelForCausalLM, in float32 and without dropout, on the device."""
@@ -555,14 +337,15 @@ def train(settings):
         totals = []
         if len(kept):
             ref_log_probs = log_probs_of(reference, rollout, settings) if reference else None  # [N, T]
-            advantages = advantages_of(settings, rewards[kept].to(model.device), rollout, ref_log_probs)  # [N] or [N, T]
+            advantages = advantages_of(settings, rewards[kept].to(model.device), rollout, ref_log_probs)
 
         # Update: minibatches of whole groups, in a new order each epoch.
         for epoch in range(settings.epochs if len(kept) else 0):
             order = torch.randperm(len(kept) // G, generator=seeded(settings.seed, "minibatches", step, epoch))
             for groups in order.split(settings.minibatch_size // G):
-                rows = (groups[:, None] * G + torch.arange(G)).flatten().to(model.device)  # [minibatch]
-                totals.append(update(model, optimizer, rollout, ref_log_probs, advantages, rows, settings, optimizer_steps))
+                minibatch = (groups[:, None] * G + torch.arange(G)).flatten().to(model.device)  # [minibatch_size]
+                totals.append(update(model, optimizer, rollout, ref_log_probs, advantages, minibatch, settings,
+                                     optimizer_steps))
                 if not math.isfinite(totals[-1]["loss"] + totals[-1]["grad_norm"]):
                     stop_not_finite(step, totals[-1], model, out)
                 optimizer_steps += 1
@@ -610,11 +393,12 @@ def train(settings):
     draw_curves(rows, out / "curves.png", f"{settings.objective}, {Path(settings.model).name}")
     seconds = progress["seconds"] + time.time() - started
     accuracies = [row["eval_accuracy"] for row in rows if row["eval_accuracy"] is not None]
-    verdict = f"accuracy {accuracies[0]:.3f} -> {accuracies[-1]:.3f} on {len(held_out)} held-out problems" if accuracies \
-        else "not evaluated"
+    verdict = "not evaluated"
+    if accuracies:
+        verdict = f"accuracy {accuracies[0]:.3f} -> {accuracies[-1]:.3f} on {len(held_out)} held-out problems"
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f"\n{settings.objective}, {settings.steps} steps: {verdict}, {seconds:.0f} s, peak memory {peak:.2f} GiB")
-    for name, what in (("metrics.jsonl", "a line a step"), ("curves.png", "the curves"), ("model", "the trained model")):
+    for name, what in [("metrics.jsonl", "a line a step"), ("curves.png", "the curves"), ("model", "the trained model")]:
         print(f"  {out / name}  {what}")
     return rows
 

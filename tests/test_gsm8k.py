@@ -88,8 +88,10 @@ def test_unreachable_hub_is_one_line(monkeypatch):
 
 
 def test_the_command_exits_with_2_on_a_missing_file():
-    result = subprocess.run([sys.executable, str(ROOT / "gsm8k.py"), "--data", "no/such.jsonl"], capture_output=True, text=True)
-    assert result.returncode == 2 and result.stderr.startswith("gsm8k.py: no data file") and result.stderr.count("\n") == 1
+    command = [sys.executable, str(ROOT / "gsm8k.py"), "--data", "no/such.jsonl"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 2 and result.stderr.count("\n") == 1
+    assert result.stderr.startswith("gsm8k.py: no data file")
 
 
 def test_reference_solutions_of_the_embedded_task_verify():

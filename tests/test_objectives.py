@@ -1,12 +1,13 @@
-r"""train.py with every objective: the loss it composes, the flags it takes, the reference, the filter and the shaping."""
+r"""train.py with every objective: the loss it composes, its flags, the reference, the filter and the shaping."""
 
 import math
 
 import pytest
 import torch
 from conftest import ROOT
-from test_train import QUICK, read_metrics, run, without_timings
+from test_train import QUICK, Recorder, read_metrics, run, without_timings
 
+import settings as choices
 import train as program
 from baselines import mixed_groups
 from gsm8k import format_prompt, load_problems
@@ -15,7 +16,7 @@ from rollout import concatenate, sample_rollouts, token_log_probs
 
 @pytest.fixture(scope="module")
 def batch(tiny):
-    r"""A rollout of 4 prompts x 4, moved a little from its own sampler, with rewards: (model, rollout, ref, rewards)."""
+    r"""A rollout of 4 prompts x 4, moved a little from its sampler: (model, rollout, ref_log_probs, rewards)."""
     model, tokenizer = tiny
     prompts = [format_prompt(tokenizer, p["question"]) for p in load_problems(ROOT / "tiny" / "train.jsonl", limit=4)]
     rollout = sample_rollouts(model, tokenizer, prompts, 4, 40, seed=0)
@@ -27,25 +28,21 @@ def batch(tiny):
     return model, rollout, reference, torch.tensor([1.0, 0, 0, 1] * 3 + [0.0, 0, 0, 1])
 
 
-class Recorder(torch.optim.SGD):
-    def step(self):
-        pass
-
-
 def gradient(batch, objective, micro_batch_size, *arguments):
     model, rollout, reference, rewards = batch
-    settings = program.parse_settings([
-        *QUICK, "--objective", objective, "--micro-batch-size", str(micro_batch_size), "--max-grad-norm", "1e30", *arguments])
+    settings = program.parse_settings([*QUICK, "--objective", objective, "--micro-batch-size", str(micro_batch_size),
+                                       "--max-grad-norm", "1e30", *arguments])
     ref_log_probs = reference if program.needs_reference(settings) else None
     advantages = program.advantages_of(settings, rewards, rollout, ref_log_probs)
     rows = torch.tensor([12, 13, 14, 15, 0, 1, 2, 3])
-    totals = program.update(model, Recorder(model.parameters(), lr=1.0), rollout, ref_log_probs, advantages, rows, settings, 0)
+    optimizer = Recorder(model.parameters(), lr=1.0)
+    totals = program.update(model, optimizer, rollout, ref_log_probs, advantages, rows, settings, 0)
     result = torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
     model.zero_grad()
     return result, totals
 
 
-@pytest.mark.parametrize("objective", program.OBJECTIVES)
+@pytest.mark.parametrize("objective", choices.OBJECTIVES)
 def test_microbatches_add_up_for_every_objective(batch, objective):
     whole, totals = gradient(batch, objective, 8)
     parts, totals_of_parts = gradient(batch, objective, 3)
@@ -54,14 +51,14 @@ def test_microbatches_add_up_for_every_objective(batch, objective):
     assert totals_of_parts == pytest.approx(totals, rel=1e-3, abs=1e-6)
 
 
-@pytest.mark.parametrize("mode", program.MODES)
+@pytest.mark.parametrize("mode", choices.MODES)
 def test_microbatches_add_up_for_every_aggregation(batch, mode):
     whole, _ = gradient(batch, "rpg_urkl", 8, "--aggregate", mode)
     parts, _ = gradient(batch, "rpg_urkl", 3, "--aggregate", mode)
     assert (parts - whole).norm() < 2e-5 * whole.norm()
 
 
-@pytest.mark.parametrize("kl", program.KLS)
+@pytest.mark.parametrize("kl", choices.KLS)
 def test_the_two_styles_have_one_gradient(batch, kl):
     for arguments in ([], ["--ratio", "sequence", "--aggregate", "seq-mean-token-sum"], ["--reference", "initial"]):
         a, _ = gradient(batch, f"rpg_{kl}", 8, "--beta", "0.1", *arguments)
@@ -89,7 +86,7 @@ def test_the_reference_enters_the_gradient(batch):
     assert (sampler - initial).norm() > 0.01 * sampler.norm() and totals["kl_ref"] > 0
 
 
-@pytest.mark.parametrize("objective", program.OBJECTIVES)
+@pytest.mark.parametrize("objective", choices.OBJECTIVES)
 def test_every_objective_takes_a_step(tmp_path, objective):
     rows = run("--objective", objective, "--steps", 1, "--eval-every", 0, "--save-every", 0, "--out", tmp_path / "run")
     assert rows[-1]["loss"] is None or math.isfinite(rows[-1]["loss"])
@@ -99,7 +96,8 @@ def test_every_objective_takes_a_step(tmp_path, objective):
     ("pmd_mean", "--beta", "0.1"), ("pmd_mean", "--eps-low", "0.1"), ("rpg_urkl", "--tau", "0.1"),
     ("rpg_urkl", "--clip-c", "3"), ("grpo", "--clip-c", "3"), ("dapo", "--beta", "0.1"), ("grpo", "--ratio", "token"),
     ("rloo", "--eps-high", "0.3"), ("gspo", "--reference", "initial"), ("pmd_mean", "--ref-update-every", "5"),
-    ("rpg_urkl", "--ref-update-every", "5"), ("rpg_clip_fkl", "--clip-c", "1"), ("pmd_mean", "--overlong-penalty", "99"),
+    ("rpg_urkl", "--ref-update-every", "5"), ("rpg_clip_fkl", "--clip-c", "1"),
+    ("pmd_mean", "--overlong-penalty", "99"),
 ])
 def test_a_flag_that_is_not_used_or_cannot_work_is_an_error(capsys, objective, flag, value):
     with pytest.raises(SystemExit) as stop:
@@ -138,8 +136,8 @@ def test_reference_is_updated_every_k_steps_and_resumes(tmp_path):
 
 
 def test_reference_is_updated_when_the_kl_passes_its_target(tmp_path):
-    arguments = ["--objective", "rpg_urkl", "--reference", "initial", "--beta", "0.01", "--eval-every", "0", "--save-every",
-                 "0", "--lr", "1e-3", "--warmup-steps", "0", "--steps", 4]
+    arguments = ["--objective", "rpg_urkl", "--reference", "initial", "--beta", "0.01", "--eval-every", "0",
+                 "--save-every", "0", "--lr", "1e-3", "--warmup-steps", "0", "--steps", 4]
     fixed = run(*arguments, "--out", tmp_path / "fixed")
     updated = run(*arguments, "--ref-update-kl", "1e-6", "--out", tmp_path / "updated")
     never = run(*arguments, "--ref-update-kl", "1e6", "--out", tmp_path / "never")
@@ -163,7 +161,8 @@ def test_filtering_draws_more_prompts_and_trains_on_mixed_groups_only(tiny):
 def test_a_step_without_a_useful_group_is_skipped(tmp_path, monkeypatch):
     for reward in (0.0, 1.0):
         monkeypatch.setattr(program, "math_reward", lambda *_: reward)
-        rows = run("--objective", "dapo", "--steps", 1, "--eval-every", 0, "--save-every", 1, "--out", tmp_path / str(reward))
+        out = tmp_path / str(reward)
+        rows = run("--objective", "dapo", "--steps", 1, "--eval-every", 0, "--save-every", 1, "--out", out)
         assert rows[-1]["loss"] is None and rows[-1]["zero_variance_fraction"] == 1.0
 
 
@@ -208,6 +207,7 @@ def test_concatenate_keeps_rows(tiny):
     for i, part in enumerate(parts):
         width = part.response_mask.shape[1]
         rows = slice(2 * i, 2 * i + 2)
-        assert torch.equal(both.response_mask[rows, :width], part.response_mask) and not both.response_mask[rows, width:].any()
+        assert torch.equal(both.response_mask[rows, :width], part.response_mask)
+        assert not both.response_mask[rows, width:].any()
         torch.testing.assert_close(log_probs[rows, :width], token_log_probs(model, part), atol=1e-5, rtol=0)
     assert both.texts == parts[0].texts + parts[1].texts

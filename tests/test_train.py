@@ -13,13 +13,15 @@ import torch
 from conftest import ROOT, small_model
 from safetensors.torch import load_file
 
+import settings as choices
 import train as program
 from gsm8k import format_prompt, load_problems
 from pmd_mean import pmd_mean_advantages
 from rollout import sample_rollouts, token_log_probs
 
 QUICK = ["--preset", "tiny", "--prompts-per-step", "4", "--group-size", "4", "--minibatch-size", "8",
-         "--micro-batch-size", "4", "--eval-size", "8", "--eval-every", "2", "--max-new-tokens", "40", "--device", "cpu"]
+         "--micro-batch-size", "4", "--eval-size", "8", "--eval-every", "2", "--max-new-tokens", "40",
+         "--device", "cpu"]
 NOT_REPRODUCED = ("seconds_rollout", "seconds_update", "tokens_per_second")  # timings
 
 
@@ -56,7 +58,7 @@ def test_a_run_leaves_what_the_readme_says(finished):
         assert all(row[name] is None or math.isfinite(row[name]) for name in names)
         assert 0 <= row["reward_mean"] <= 1 and row["kl_to_old"] >= 0 and 1 <= row["response_length"] <= 40
     config = json.loads((finished / "config.json").read_text())
-    assert config["tau"] == program.PRESETS["tiny"]["tau"] and config["steps"] == 4
+    assert config["tau"] == choices.PRESETS["tiny"]["tau"] and config["steps"] == 4
     assert (finished / "curves.png").read_bytes().startswith(b"\x89PNG")
 
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -76,7 +78,8 @@ def test_only_the_last_checkpoint_is_kept_and_nothing_in_it_is_a_pickle(finished
 
 
 def test_never_evaluates_when_asked_not_to(tmp_path, capsys):
-    rows = run("--steps", 1, "--eval-every", 0, "--save-every", 0, "--eval-data", "no/such/file.jsonl", "--out", tmp_path / "run")
+    rows = run("--steps", 1, "--eval-every", 0, "--save-every", 0, "--eval-data", "no/such/file.jsonl",
+               "--out", tmp_path / "run")
     assert [row["eval_accuracy"] for row in rows] == [None, None]
     assert not list((tmp_path / "run").glob("checkpoint*"))
     assert "not evaluated" in capsys.readouterr().out
@@ -147,7 +150,8 @@ def test_gradient_checkpointing_gives_the_same_gradient(tiny):
     plain, _, _ = minibatch_gradient(tiny)
     calls = []
     model.model.layers[0].mlp.register_forward_hook(lambda *_: calls.append(1))
-    recomputed, _, _ = minibatch_gradient((model.train(), tokenizer), "--gradient-checkpointing", "--micro-batch-size", 8)
+    arguments = ("--gradient-checkpointing", "--micro-batch-size", 8)
+    recomputed, _, _ = minibatch_gradient((model.train(), tokenizer), *arguments)
     assert (recomputed - plain).norm() < 1e-5 * plain.norm()
     assert model.training
 
@@ -335,6 +339,6 @@ def test_help_explains_every_setting(capsys):
         program.parse_settings(["--help"])
     assert stop.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
-    for name in program.Settings.__dataclass_fields__:
+    for name in choices.Settings.__dataclass_fields__:
         assert f"--{name.replace('_', '-')} " in text
     assert str(ROOT) not in text

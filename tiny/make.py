@@ -1,13 +1,13 @@
 r"""Makes the embedded default from nothing: tiny/train.jsonl, tiny/test.jsonl and tiny/model.
 
-    python tiny/make.py                about 10 minutes on two CPU cores; --out DIR writes elsewhere
+    python tiny/make.py                about 12 minutes on two CPU cores; --out DIR writes elsewhere
 
 The model stands where a small instruct model stands on a GPU: it writes well-formed solutions and often gets them
 wrong. It is made that way on purpose, so that reinforcement learning has something to do on a laptop:
 
 - It learns from an UNRELIABLE TEACHER. Each situation of `problems.py` has one mistake (a wrong operation, or a last
-  step left out). In two situations of three the teacher makes it 70 % of the time, in the others 15 %. So greedy decoding is wrong
-  more often than right, while right solutions are well within reach of sampling.
+  step left out). In two situations of three the teacher makes it 70 % of the time, in the others 15 %. So greedy
+  decoding is wrong more often than right, while right solutions are well within reach of sampling.
 - Its arithmetic is sound: the teacher's calculations are exact, also on the mistaken path. What reinforcement
   learning has to find is which solution earns the reward, not how to multiply.
 
@@ -35,7 +35,7 @@ from tiny.problems import LARGEST, SITUATIONS, compute, make_problem, make_split
 
 SEED = 0
 TRAIN_PER_SITUATION, TEST_PER_SITUATION = 64, 12
-STEPS, BATCH_SIZE, PEAK_LR = 1600, 64, 3e-3
+STEPS, BATCH_SIZE, PEAK_LR = 2000, 64, 3e-3
 DRILLS = 0.2  # fraction of the rows
 MISTAKE_RATE_FAULTY, MISTAKE_RATE_SOUND = 0.70, 0.15
 
@@ -91,7 +91,7 @@ def lesson_row(tokenizer, rng):
 
 
 def drill_row(tokenizer, rng):
-    r"""Some exact calculations as (ids, labels): the loss is on the results. Arithmetic practice, cheaper than lessons."""
+    r"""Some exact calculations as (ids, labels), the loss on the results: arithmetic practice, cheaper than lessons."""
     ids = tokenizer(format_prompt(tokenizer, "Calculate.")).input_ids
     labels = [-100] * len(ids)
     for _ in range(rng.randint(4, 12)):
