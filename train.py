@@ -398,7 +398,7 @@ def train(settings):
         verdict = f"accuracy {accuracies[0]:.3f} -> {accuracies[-1]:.3f} on {len(held_out)} held-out problems"
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f"\n{settings.objective}, {settings.steps} steps: {verdict}, {seconds:.0f} s, peak memory {peak:.2f} GiB")
-    for name, what in [("metrics.jsonl", "a line a step"), ("curves.png", "the curves"), ("model", "the trained model")]:
+    for name, what in [("metrics.jsonl", "a line a step"), ("curves.png", "the curves"), ("model", "what was trained")]:
         print(f"  {out / name}  {what}")
     return rows
 
