@@ -31,7 +31,7 @@ def load_problems(source, split="train", limit=None):
     Raises ValueError, with one line that says what to do: no such file, not JSONL, a missing column, no rows, or the
     hub cannot be reached.
     """
-    from datasets import load_dataset  # here, as it takes seconds to import
+    import datasets  # here, as it takes seconds
 
     path = Path(source)
     looks_local = path.suffix in (".jsonl", ".json") or path.exists()
@@ -41,9 +41,10 @@ def load_problems(source, split="train", limit=None):
         raise ValueError(f"the data file {source} is empty: it needs an object with question and answer on each line")
     try:
         if looks_local:
-            rows = load_dataset("json", data_files=str(path), split="train")
+            datasets.disable_progress_bars()
+            rows = datasets.load_dataset("json", data_files=str(path), split="train")
         else:
-            rows = load_dataset(source, "main", split=split)
+            rows = datasets.load_dataset(source, "main", split=split)
     except Exception as error:  # datasets raises many kinds; each means that the rows cannot be had
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         if looks_local:

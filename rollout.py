@@ -157,12 +157,16 @@ def sample_rollouts(
         raise ValueError("group_size and max_new_tokens must be at least 1")
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, not {temperature}; greedy=True takes the most probable token")
+    device = model.device
+    prompt_ids, prompt_mask = (tensor.to(device) for tensor in pad_left(tokenizer, prompts))  # [B, P]
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if limit and prompt_ids.shape[1] + max_new_tokens > limit:
+        raise ValueError(f"a prompt of {prompt_ids.shape[1]} tokens and max_new_tokens = {max_new_tokens} exceed the model's "
+                         f"{limit} positions: shorten one of them")
     was_training = model.training
     model.eval()  # no dropout: the sampler is the policy itself
-    device = model.device
 
     # Prefill: one row per prompt, then the cache and the first distribution repeated for the group.
-    prompt_ids, prompt_mask = (tensor.to(device) for tensor in pad_left(tokenizer, prompts))  # [B, P]
     output = model(
         input_ids=prompt_ids, attention_mask=prompt_mask, position_ids=positions(prompt_mask), use_cache=True,
         logits_to_keep=1,

@@ -59,7 +59,7 @@ PRESETS = {
     "tiny": dict(
         model=str(HERE / "tiny" / "model"), train_data=str(HERE / "tiny" / "train.jsonl"),
         eval_data=str(HERE / "tiny" / "test.jsonl"), eval_size=384, eval_every=10, steps=50, prompts_per_step=32,
-        group_size=8, minibatch_size=64, micro_batch_size=64, max_new_tokens=72, lr=1e-3, tau=0.1, beta=1e-3,
+        group_size=8, minibatch_size=64, micro_batch_size=32, max_new_tokens=72, lr=1e-4, tau=0.1, beta=1e-3,
         save_every=10,
     ),
     "gsm8k": dict(

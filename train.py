@@ -75,6 +75,7 @@ from reward_math import math_reward, verify
 from rollout import concatenate, sample_rollouts, token_log_probs
 from settings import PMD, RPG, RPG_CLIP, USED_BY, fail, parse_settings
 
+
 def load_model(settings, source):
     r"""(model, tokenizer) through AutoModelForCausalLM, in float32 and without dropout, on the device."""
     import transformers
@@ -85,8 +86,8 @@ def load_model(settings, source):
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(source)
         model = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
-    except (OSError, ValueError, KeyError) as error:
-        fail(f"cannot load the model {source}: {str(error).strip().splitlines()[0][:200]}")
+    except Exception as error:  # transformers raises many kinds; each means that there is no model to be had
+        fail(f"cannot load the model {source}: {(str(error).strip() or repr(error)).splitlines()[0][:200]}")
     # Dropout would make the policy that is updated another one than the policy that sampled.
     model.config.attention_dropout = 0.0
     for module in model.modules():
@@ -416,4 +417,9 @@ def stop_not_finite(step, totals, model, out):
 
 
 if __name__ == "__main__":
-    train(parse_settings())
+    settings = parse_settings()
+    try:
+        train(settings)
+    except KeyboardInterrupt:
+        print(f"\ntrain.py: stopped; go on from the last checkpoint with --resume {settings.out}", file=sys.stderr)
+        sys.exit(130)

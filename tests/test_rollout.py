@@ -207,6 +207,7 @@ def test_training_mode_is_put_back(tiny):
     (dict(prompts=["a"], max_new_tokens=0), "at least 1"),
     (dict(prompts=["a"], temperature=0.0), "greedy=True"),
     (dict(prompts=["a"], temperature=float("nan")), "greedy=True"),
+    (dict(prompts=["a"], max_new_tokens=4000), "2048 positions"),
 ])
 def test_bad_arguments_are_refused(tiny, arguments, message):
     with pytest.raises(ValueError, match=message):

@@ -119,7 +119,7 @@ A bus carries {a} people. At a stop {b} get off and {c} get on. How many people 
 There are [a-b] people after {b} get off.
 There are [x+c] people now.
 a 30-80 b 5-25 c 3-28
-2-
+early
 
 A hall has {a} rows of {b} seats. {c} people sit down. How many seats are empty?
 The hall has [a*b] seats.
@@ -312,7 +312,7 @@ early
 Together they have [a+b] {t}.
 Each gets [x/2] {t}.
 a 10-60 b 10-60
-1-
+early
 
 A phone costs ${a}. {n} pays ${b} now and the rest in {c} equal payments. How much is each payment?
 The rest is [a-b] dollars.
@@ -332,7 +332,7 @@ The rice costs [a*b] dollars.
 Both cost [x+c] dollars.
 The change is [d-y] dollars.
 a 2-9 b 2-9 c 5-20 d 40-90
-2-
+early
 
 A team of {a} workers lays {b} tiles each in an hour. They work {c} hours, and {d} tiles break. How many tiles are good?
 In an hour they lay [a*b] tiles.
