@@ -66,7 +66,8 @@ def kl_moved(folder, settings, limit=256):
     from rollout import sample_rollouts, token_log_probs
 
     tokenizer = AutoTokenizer.from_pretrained(folder / "model")
-    final, base = (AutoModelForCausalLM.from_pretrained(source) for source in (folder / "model", settings["model"]))
+    final, base = (AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+                   for source in (folder / "model", settings["model"]))
     prompts = [format_prompt(tokenizer, p["question"]) for p in load_problems(settings["eval_data"], "test", limit)]
     rollout = sample_rollouts(final, tokenizer, prompts, 1, settings["max_new_tokens"], seed="kl moved")
     with torch.no_grad():
@@ -171,6 +172,10 @@ def main(arguments=None):
         parser.error("--seeds must be at least 1")
 
     known.out.mkdir(parents=True, exist_ok=True)
+    flags = known.out / "flags.json"  # runs with other settings do not belong in one table
+    if flags.exists() and json.loads(flags.read_text()) != extra:
+        parser.error(f"{known.out} holds a comparison with other flags, {flags.read_text()}: use another --out")
+    flags.write_text(json.dumps(extra))
     results = {}
     for seed in range(known.seeds):  # seed by seed, so that a comparison that is stopped early is still one
         for objective in objectives:

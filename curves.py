@@ -38,7 +38,7 @@ def draw_curves(rows, path, title):
     twin = axis.twinx()
     twin.plot(*series("truncated_fraction"), color="tab:gray", linestyle=":", label="truncated")
     twin.plot(*series("zero_variance_fraction"), color="tab:brown", linestyle="--",
-              label="groups all right or all wrong")
+              label="groups with equal rewards")
     twin.set(ylabel="fraction", ylim=(0, 1.02))
     lines = axis.lines + twin.lines
     axis.legend(lines, [line.get_label() for line in lines], fontsize=8, loc="center right")

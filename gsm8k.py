@@ -44,7 +44,7 @@ def load_problems(source, split="train", limit=None):
             datasets.disable_progress_bars()
             rows = datasets.load_dataset("json", data_files=str(path), split="train")
         else:
-            rows = datasets.load_dataset(source, "main", split=split)
+            rows = datasets.load_dataset(source, "main" if source == HUB_NAME else None, split=split)
     except Exception as error:  # datasets raises many kinds; each means that the rows cannot be had
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         if looks_local:
@@ -59,6 +59,9 @@ def load_problems(source, split="train", limit=None):
                          "rename its columns to question and answer")
     rows = rows.select(range(min(limit or len(rows), len(rows))))
     problems = [{column: str(row[column]) for column in COLUMNS} for row in rows]
+    for number, row in enumerate(rows, start=1):
+        if any(row[column] is None or not str(row[column]).strip() for column in COLUMNS):
+            raise ValueError(f"{source}, row {number}, has an empty question or answer: fill it in or leave it out")
     if not problems:
         raise ValueError(f"{source} has no rows: it needs at least one problem")
     return problems

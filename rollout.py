@@ -161,8 +161,8 @@ def sample_rollouts(
     prompt_ids, prompt_mask = (tensor.to(device) for tensor in pad_left(tokenizer, prompts))  # [B, P]
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if limit and prompt_ids.shape[1] + max_new_tokens > limit:
-        raise ValueError(f"a prompt of {prompt_ids.shape[1]} tokens and max_new_tokens = {max_new_tokens} exceed the model's "
-                         f"{limit} positions: shorten one of them")
+        raise ValueError(f"a prompt of {prompt_ids.shape[1]} tokens and max_new_tokens = {max_new_tokens} exceed the "
+                         f"model's {limit} positions: shorten one of them")
     was_training = model.training
     model.eval()  # no dropout: the sampler is the policy itself
 
@@ -256,7 +256,7 @@ def main():
     parser.add_argument("--model", default=str(tiny / "model"), help="a Hugging Face model directory or hub name")
     model_name = parser.parse_args().model
     tokenizer = AutoTokenizer.from_pretrained(model_name)
-    model = AutoModelForCausalLM.from_pretrained(model_name).eval()
+    model = AutoModelForCausalLM.from_pretrained(model_name, dtype=torch.float32).eval()
     problem = load_problems(tiny / "test.jsonl", limit=1)[0]
     prompt = format_prompt(tokenizer, problem["question"])
 

@@ -64,7 +64,7 @@ PRESETS = {
     ),
     "gsm8k": dict(
         model="Qwen/Qwen2.5-0.5B-Instruct", train_data="openai/gsm8k", eval_data="openai/gsm8k", eval_size=512,
-        eval_every=20, steps=400, prompts_per_step=64, group_size=16, minibatch_size=256, micro_batch_size=16,
+        eval_every=20, steps=400, prompts_per_step=32, group_size=16, minibatch_size=128, micro_batch_size=8,
         max_new_tokens=320, lr=1e-6, tau=0.01, beta=1e-4, save_every=20,
     ),
 }
@@ -91,7 +91,8 @@ class Settings:
     steps: int = setting(None, "steps: rounds of sampling and updating")
     prompts_per_step: int = setting(None, "prompts sampled from in a step")
     group_size: int = setting(None, "responses per prompt, G")
-    minibatch_size: int = setting(None, "responses per optimizer step: whole groups, a divisor of all responses")
+    minibatch_size: int = setting(None, "responses per optimizer step: whole groups, a divisor of all responses "
+                                  "(with --filter-groups the last one may be smaller)")
     micro_batch_size: int = setting(None, "responses per forward pass; gradients add up to the minibatch's")
     epochs: int = setting(1, "passes over a step's responses")
     max_new_tokens: int = setting(None, "longest response, in tokens; a longer one is truncated")
@@ -107,7 +108,8 @@ class Settings:
     clip_c: float = setting(None, "RPG-Style Clip: bad events move while their ratio is below clip_c")
     ratio: str = setting(None, "what an event of RPG is: a token, or the whole response (its ratio is exact)",
                          choices=("token", "sequence"))
-    aggregate: str = setting(None, "how the losses of events become one number, see aggregation.py", choices=MODES)
+    aggregate: str = setting(None, "how the losses of events become one number, see aggregation.py; "
+                             "seq-mean-token-sum with --ratio sequence", choices=MODES)
     reference: str = setting(None, "the policy that RPG's KL is to: the sampler, or the initial model",
                              choices=("sampler", "initial"))
     ref_update_every: int = setting(0, "optimizer steps after which the policy of then replaces the initial model as "
@@ -186,6 +188,8 @@ def parse_settings(arguments=None):
                      f"{', '.join(objectives)}")
         defaults = {**OBJECTIVE_DEFAULTS[None], **OBJECTIVE_DEFAULTS.get(settings.objective, {}),
                     **PRESETS[settings.preset]}
+        if settings.ratio == "sequence":  # the events are whole responses
+            defaults["aggregate"] = "seq-mean-token-sum"
         for name, value in defaults.items():
             if getattr(settings, name) is None:
                 setattr(settings, name, value)
@@ -233,8 +237,10 @@ def check(settings):
         fail(f"--clip-c must be larger than 1, not {settings.clip_c}")
     if settings.overlong_penalty > settings.max_new_tokens:
         fail(f"--overlong-penalty {settings.overlong_penalty} is more than --max-new-tokens {settings.max_new_tokens}")
-    if (settings.ref_update_every or settings.ref_update_kl) and settings.reference == "sampler":
-        fail("--ref-update-every and --ref-update-kl need --reference initial: the sampler is new at each step anyway")
+    updated = settings.ref_update_every or settings.ref_update_kl
+    if updated and (settings.reference == "sampler" or not settings.beta):
+        fail("--ref-update-every and --ref-update-kl need --reference initial and --beta above 0: the sampler is new "
+             "at each step anyway")
     if settings.group_size == 1:
         fail("--group-size 1 leaves nothing to compare a response with: use at least 2")
     responses = settings.prompts_per_step * settings.group_size

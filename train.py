@@ -7,7 +7,8 @@ r"""Reinforcement learning with verifiable rewards, as one readable loop: `pytho
         update      for each minibatch of whole groups: one AdamW step on the objective's loss
         evaluate    greedy answers to held-out problems, now and then
 
-pi_old is the policy at the start of the step; its log-probs are the sampler's own. The objectives, with the file that
+pi_old is the policy at the start of the step; its log-probs are the sampler's own (recomputed under bfloat16,
+where the cached and the uncached pass differ by more than float32 rounding). The objectives, with the file that
 derives each loss and the way in which its events become one number (see `aggregation.py`):
 
     pmd_mean, pmd_part                          pmd_mean.py     (tau/2) (A/tau - log pi_theta/pi_old)^2 per response
@@ -29,16 +30,17 @@ What a run writes in its folder
     checkpoint-<step>/   the last whole checkpoint; `--resume FOLDER` goes on from it, as if never stopped
     model/               the trained model, a Hugging Face directory
 
-Metrics, each over the whole step: all its sampled responses (those too that --filter-groups drops), tokens,
-minibatches and epochs.
+Metrics, each over the whole step, never its last minibatch: of sampling over all sampled responses, those too that
+--filter-groups drops; of training over all minibatches and epochs, null in a step where every group was filtered out.
     reward_mean             mean reward of the sampled responses; without shaping, the fraction that is right
     eval_accuracy           fraction of the held-out problems answered right, greedily; step 0 is the base model; null
                             where not evaluated
-    loss                    mean over optimizer steps of the minibatch's loss; null where all groups were filtered out
+    loss                    mean over optimizer steps of the minibatch's loss
     grad_norm               mean over optimizer steps of the gradient's Euclidean norm, before clipping
     kl_to_old               KL(pi_old || pi_theta) in nats per token: mean of w - 1 - log w over the response tokens,
                             w = pi_theta/pi_old, each measured just before its minibatch's optimizer step
-    kl_to_reference         the same to the reference, KL(pi_theta || pi_ref) in nats per token; null without one
+    kl_to_reference         the same of the reference: mean of k3(pi_ref/pi_theta) at the tokens of pi_old, without a
+                            weight: KL(pi_theta || pi_ref) while pi_theta is near pi_old; null without a reference
     entropy                 nats per token of the sampling policy, estimated by the mean of -log pi_old(y_t)
     response_length         mean number of sampled tokens in a response, the eos included
     truncated_fraction      fraction of responses that max_new_tokens ended
@@ -54,6 +56,7 @@ import json
 import math
 import os
 import resource
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -70,10 +73,16 @@ from baselines import (
 from checkpoint import checkpoints, load_state, save_checkpoint, truncate_metrics, write_json
 from curves import draw_curves
 from gsm8k import format_prompt, load_problems
+from kl_estimators import k3
 from pmd_mean import pmd_loss, pmd_mean_advantages, pmd_part_advantages
 from reward_math import math_reward, verify
 from rollout import concatenate, sample_rollouts, token_log_probs
 from settings import PMD, RPG, RPG_CLIP, USED_BY, fail, parse_settings
+
+
+METRICS = ("step", "reward_mean", "eval_accuracy", "loss", "grad_norm", "kl_to_old", "kl_to_reference", "entropy",
+           "response_length", "truncated_fraction", "zero_variance_fraction", "seconds_rollout", "seconds_update",
+           "tokens_per_second")
 
 
 def load_model(settings, source):
@@ -96,7 +105,8 @@ def load_model(settings, source):
         if hasattr(module, "attention_dropout") and not isinstance(module.attention_dropout, torch.nn.Module):
             module.attention_dropout = 0.0
     if settings.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
+        model.activation_checkpointing_enable()
+        model.train()  # transformers recomputes in training mode only
     return model.to(device_of(settings)), tokenizer
 
 
@@ -109,11 +119,13 @@ def device_of(settings):
         fail(f"--device {settings.device} cannot be used here: {str(error).strip().splitlines()[0][:200]}")
 
 
+def in_bfloat16(settings):
+    return settings.dtype == "bfloat16" or settings.dtype == "auto" and device_of(settings).type == "cuda"
+
+
 def autocast(settings):
     r"""Matrix products in bfloat16 where asked for (or on CUDA, by default); the weights stay float32."""
-    device = device_of(settings)
-    dtype = settings.dtype if settings.dtype != "auto" else "bfloat16" if device.type == "cuda" else "float32"
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == "bfloat16")
+    return torch.autocast(device_of(settings).type, dtype=torch.bfloat16, enabled=in_bfloat16(settings))
 
 
 def next_problems(problems, settings, drawn):
@@ -181,7 +193,7 @@ def show(answers, step, accuracy):
     r"""Prints a few whole answers with their verdict: always the same problems, so that one sees what changes."""
     lines = [f"\n--- step {step}: {accuracy:.1%} of {len(answers)} held-out problems right; two of them:"]
     for problem, response, right in answers[:2]:
-        gold = problem["answer"].splitlines()[-1]
+        gold = problem["answer"].split("####")[-1].strip()
         lines.append(f"{problem['question']}\n  " + "\n  ".join(response.splitlines() or ["(no text)"]))
         lines.append(f"  -> {'right' if right else f'WRONG, the answer is {gold}'}")
     tqdm.write("\n".join(lines), file=sys.stdout)
@@ -260,10 +272,9 @@ def update(model, optimizer, rollout, ref_log_probs, advantages, rows, settings,
                          num_tokens=int(lengths[rows].sum()), max_new_tokens=settings.max_new_tokens)
         loss.backward()
         with torch.no_grad():
-            log_ratio = log_probs - part.log_probs  # [n, T], 0 outside the mask
-            totals["kl"] += (log_ratio.exp() - 1 - log_ratio).sum().item()
+            totals["kl"] += k3(part.log_probs, log_probs).sum().item()  # [n, T], 0 outside the mask
             if part_ref is not None:
-                totals["kl_ref"] += ((part_ref - log_probs).exp() - 1 - (part_ref - log_probs)).sum().item()
+                totals["kl_ref"] += k3(log_probs, part_ref).sum().item()
             totals["tokens"] += int(part.response_mask.sum())
             totals["loss"] += loss.item()
     totals["grad_norm"] = torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm).item()
@@ -287,12 +298,21 @@ def train(settings):
     except ValueError as error:
         fail(error)
     saved = checkpoints(out)[-1:] if settings.resume else []
+    finished = (out / "model" / "config.json").is_file()
+    if settings.resume and finished and not saved:
+        fail(f"the run in {out} is finished and kept no checkpoint to go on from: start a new one with another --out")
     model, tokenizer = load_model(settings, str(saved[0]) if saved else settings.model)
+    longest = max(len(ids) for ids in tokenizer([format_prompt(tokenizer, problem["question"])
+                                                 for problem in problems + held_out]).input_ids)
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if limit and longest + settings.max_new_tokens > limit:
+        fail(f"the longest prompt, {longest} tokens, and --max-new-tokens {settings.max_new_tokens} exceed the {limit} "
+             "positions of the model: lower --max-new-tokens or leave out long problems")
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
     reference = copy.deepcopy(model).requires_grad_(False) if needs_reference(settings) else None
     progress = load_state(saved[0], optimizer, reference) if saved else dict(
         step=0, optimizer_steps=0, drawn=0, average_kl=0.0, seconds=0.0)
-    if settings.resume and progress["step"] >= settings.steps:
+    if settings.resume and finished and progress["step"] >= settings.steps:
         fail(f"the run in {out} is complete at step {progress['step']}: raise --steps to go on")
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "config.json", {**dataclasses.asdict(settings), "resume": None})
@@ -317,7 +337,7 @@ def train(settings):
         return accuracy
 
     if not saved:
-        record(dict(step=0, reward_mean=None, eval_accuracy=evaluated(0)))
+        record({**dict.fromkeys(METRICS), "step": 0, "eval_accuracy": evaluated(0)})
     bar = tqdm(range(progress["step"] + 1, settings.steps + 1), initial=progress["step"], total=settings.steps,
                desc=settings.objective, unit="step")
     optimizer_steps, drawn, average_kl = (progress[name] for name in ("optimizer_steps", "drawn", "average_kl"))
@@ -336,6 +356,8 @@ def train(settings):
             kept = mixed_groups(correct, G).nonzero().squeeze(1)[: settings.prompts_per_step * G]
             rollout = sampled.select(kept) if len(kept) else None
         totals = []
+        if len(kept) and in_bfloat16(settings):
+            rollout.log_probs = log_probs_of(model, rollout, settings)
         if len(kept):
             ref_log_probs = log_probs_of(reference, rollout, settings) if reference else None  # [N, T]
             advantages = advantages_of(settings, rewards[kept].to(model.device), rollout, ref_log_probs)
@@ -370,8 +392,8 @@ def train(settings):
             eval_accuracy=evaluated(step),
             loss=sum(t["loss"] for t in totals) / len(totals) if totals else None,
             grad_norm=sum(t["grad_norm"] for t in totals) / len(totals) if totals else None,
-            kl_to_old=sum(t["kl"] for t in totals) / trained_tokens,
-            kl_to_reference=sum(t["kl_ref"] for t in totals) / trained_tokens if reference else None,
+            kl_to_old=sum(t["kl"] for t in totals) / trained_tokens if totals else None,
+            kl_to_reference=sum(t["kl_ref"] for t in totals) / trained_tokens if totals and reference else None,
             entropy=-sampled.log_probs.sum().item() / max(1, tokens),
             response_length=tokens / len(rewards),
             truncated_fraction=sampled.truncated.float().mean().item(),
@@ -384,20 +406,25 @@ def train(settings):
         accuracies = [r["eval_accuracy"] for r in rows if r["eval_accuracy"] is not None]
         bar.set_postfix(reward=f"{row['reward_mean']:.3f}", accuracy=f"{accuracies[-1]:.3f}" if accuracies else "-")
         if settings.save_every and (step % settings.save_every == 0 or step == settings.steps):
+            if not all(parameter.isfinite().all() for parameter in model.parameters()):
+                stop_not_finite(step, totals[-1], model, out)  # before a good checkpoint is replaced
             save_checkpoint(out, step, model, tokenizer, optimizer, reference, dict(
                 optimizer_steps=optimizer_steps, drawn=drawn, average_kl=average_kl,
                 seconds=progress["seconds"] + time.time() - started))
     bar.close()
 
-    model.save_pretrained(out / "model")
-    tokenizer.save_pretrained(out / "model")
     draw_curves(rows, out / "curves.png", f"{settings.objective}, {Path(settings.model).name}")
+    # Under another name first: model/ is there when it is whole, and tells that the run is finished.
+    model.save_pretrained(out / "model.tmp")
+    tokenizer.save_pretrained(out / "model.tmp")
+    shutil.rmtree(out / "model", ignore_errors=True)
+    os.rename(out / "model.tmp", out / "model")
     seconds = progress["seconds"] + time.time() - started
     accuracies = [row["eval_accuracy"] for row in rows if row["eval_accuracy"] is not None]
     verdict = "not evaluated"
     if accuracies:
         verdict = f"accuracy {accuracies[0]:.3f} -> {accuracies[-1]:.3f} on {len(held_out)} held-out problems"
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
     print(f"\n{settings.objective}, {settings.steps} steps: {verdict}, {seconds:.0f} s, peak memory {peak:.2f} GiB")
     for name, what in [("metrics.jsonl", "a line a step"), ("curves.png", "the curves"), ("model", "what was trained")]:
         print(f"  {out / name}  {what}")

@@ -16,7 +16,7 @@ def tiny():
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     path = ROOT / "tiny" / "model"
-    return AutoModelForCausalLM.from_pretrained(path).eval(), AutoTokenizer.from_pretrained(path)
+    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval(), AutoTokenizer.from_pretrained(path)
 
 
 @pytest.fixture(scope="session")

@@ -65,6 +65,8 @@ def test_plain_form_keeps_the_token_that_the_tokenizer_puts_first(tokenizer):
     ('{"question": "1+1?"}\n', "no column answer"),
     ('{"text": "1+1?"}\n', "no column question"),
     ("this is not JSON\n", "not a JSONL file"),
+    ('{"question": "1+1?", "answer": null}\n', "row 1, has an empty"),
+    ('{"question": "1+1?", "answer": "#### 2"}\n{"question": " ", "answer": "#### 2"}\n', "row 2, has an empty"),
 ])
 def test_bad_files_say_what_to_do(tmp_path, content, says):
     path = tmp_path / "rows.jsonl"

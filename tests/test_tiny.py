@@ -22,7 +22,6 @@ def situation_of(question):
     r"""(index, numbers) of the situation that a question was made from."""
     found = []
     for i, (template, *_) in enumerate(SITUATIONS):
-        pattern = re.sub(r"\\\{([abcde])\\\}", r"(?P<\1>\\d+)", re.escape(template), count=0)
         names = set()
 
         def once(match):

@@ -3,6 +3,7 @@ r"""The loop: its command line, its gradient, its record, and that a run that wa
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -53,8 +54,8 @@ def test_a_run_leaves_what_the_readme_says(finished):
     assert [row["eval_accuracy"] is None for row in rows] == [False, True, False, True, False]
     names = {"step", "reward_mean", "eval_accuracy", "loss", "grad_norm", "kl_to_old", "entropy", "response_length",
              "truncated_fraction", "zero_variance_fraction", *NOT_REPRODUCED}
+    assert all(names <= set(row) for row in rows) and rows[0]["loss"] is None
     for row in rows[1:]:
-        assert names <= set(row)
         assert all(row[name] is None or math.isfinite(row[name]) for name in names)
         assert 0 <= row["reward_mean"] <= 1 and row["kl_to_old"] >= 0 and 1 <= row["response_length"] <= 40
     config = json.loads((finished / "config.json").read_text())
@@ -149,9 +150,13 @@ def test_gradient_checkpointing_gives_the_same_gradient(tiny):
     model, tokenizer = program.load_model(settings, settings.model)
     plain, _, _ = minibatch_gradient(tiny)
     calls = []
-    model.model.layers[0].mlp.register_forward_hook(lambda *_: calls.append(1))
+    model.model.layers[0].mlp.register_forward_hook(lambda *_: calls.append(torch.is_grad_enabled()))
+    sample_rollouts(model, tokenizer, ["a"], 1, 2)
+    calls.clear()
     arguments = ("--gradient-checkpointing", "--micro-batch-size", 8)
-    recomputed, _, _ = minibatch_gradient((model.train(), tokenizer), *arguments)
+    recomputed, _, batch = minibatch_gradient((model, tokenizer), *arguments)
+    sampling = batch[1].response_mask.shape[1]  # forward passes: the prefill and T - 1 tokens
+    assert len(calls) == sampling + 2  # forward, and again in backward
     assert (recomputed - plain).norm() < 1e-5 * plain.norm()
     assert model.training
 
@@ -171,7 +176,8 @@ def test_dropout_is_off(tmp_path, tokenizer):
 
 @pytest.mark.slow
 def test_a_short_run_learns(tmp_path):
-    rows = run("--preset", "tiny", "--steps", 12, "--eval-every", 12, "--eval-size", 192, "--save-every", 0, "--out",
+    rows = run("--preset", "tiny", "--device", "cpu",
+               "--steps", 12, "--eval-every", 12, "--eval-size", 192, "--save-every", 0, "--out",
                tmp_path / "run", quick=False)
     first, last = rows[0]["eval_accuracy"], rows[-1]["eval_accuracy"]
     assert 0.2 <= first <= 0.5
@@ -198,10 +204,6 @@ def test_bfloat16_products_with_float32_weights(tmp_path):
     assert math.isfinite(rows[-1]["loss"]) and rows[-1]["kl_to_old"] < 0.05
     weights = load_file(tmp_path / "run" / "model" / "model.safetensors")
     assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
-
-
-def test_pmd_part_runs(tmp_path):
-    assert math.isfinite(run("--objective", "pmd_part", "--steps", 1, "--out", tmp_path / "run")[-1]["loss"])
 
 
 def test_each_epoch_visits_every_problem_once():
@@ -243,9 +245,27 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, finished):
     assert without_timings(read_metrics(out)) == without_timings(read_metrics(finished))
 
 
+def test_a_run_killed_while_its_model_was_written_ends_well(tmp_path, finished):
+    shutil.copytree(finished, tmp_path / "run")
+    (tmp_path / "run" / "model").rename(tmp_path / "run" / "model.tmp")
+    run("--resume", tmp_path / "run", quick=False)
+    assert (tmp_path / "run" / "model" / "model.safetensors").exists()
+    assert read_metrics(tmp_path / "run") == read_metrics(finished)
+
+
+def test_a_finished_run_without_checkpoints_is_left_alone(tmp_path, capsys):
+    run("--steps", 1, "--save-every", 0, "--out", tmp_path / "run")
+    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    with pytest.raises(SystemExit) as stop:
+        run("--resume", tmp_path / "run", "--steps", 2, quick=False)
+    assert stop.value.code == 2 and "no checkpoint" in capsys.readouterr().err
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+
+
 def test_a_run_killed_before_its_first_checkpoint_starts_over(tmp_path):
     run("--steps", 1, "--save-every", 0, "--out", tmp_path / "run")
-    rows = run("--resume", tmp_path / "run", "--steps", 1, quick=False)
+    shutil.rmtree(tmp_path / "run" / "model")  # as if it had been killed
+    rows = run("--resume", tmp_path / "run", quick=False)
     assert [row["step"] for row in rows] == [0, 1] and rows == read_metrics(tmp_path / "run")
 
 
@@ -293,6 +313,7 @@ def test_broken_weights_are_named(tmp_path, tiny, capsys):
     (["--temperature", "0"], "--temperature"),
     (["--steps", "0"], "--steps"),
     (["--eval-every", "-1"], "--eval-every"),
+    (["--max-new-tokens", "3000"], "--max-new-tokens"),
     (["--model", "./no/such/model"], "./no/such/model"),
     (["--model", "nobody/no-such-model"], "nobody/no-such-model"),
     (["--train-data", "no/such.jsonl"], "no/such.jsonl"),

@@ -12,7 +12,7 @@ wrong. It is made that way on purpose, so that reinforcement learning has someth
   learning has to find is which solution earns the reward, not how to multiply.
 
 It never sees a test problem, nor the numbers of one: see `split_of` in `problems.py`. The loss is on the solution
-only, as in supervised fine-tuning, and every problem is freshly drawn, so nothing is seen twice.
+only, as in supervised fine-tuning, and every problem is drawn anew.
 """
 
 import argparse
