@@ -58,14 +58,15 @@ MODES = ("token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-to
 PRESETS = {
     "tiny": dict(
         model=str(HERE / "tiny" / "model"), train_data=str(HERE / "tiny" / "train.jsonl"),
-        eval_data=str(HERE / "tiny" / "test.jsonl"), eval_size=384, eval_every=10, steps=50, prompts_per_step=32,
-        group_size=8, minibatch_size=64, micro_batch_size=32, max_new_tokens=72, lr=1e-4, tau=0.1, beta=1e-3,
+        eval_data=str(HERE / "tiny" / "test.jsonl"), eval_size=384, eval_every=15, steps=45, prompts_per_step=32,
+        group_size=8, minibatch_size=64, micro_batch_size=32, max_new_tokens=72, lr=1e-4, lr_decay_steps=80,
+        tau=0.1, beta=1e-3,
         save_every=10,
     ),
     "gsm8k": dict(
         model="Qwen/Qwen2.5-0.5B-Instruct", train_data="openai/gsm8k", eval_data="openai/gsm8k", eval_size=512,
         eval_every=20, steps=400, prompts_per_step=32, group_size=16, minibatch_size=128, micro_batch_size=8,
-        max_new_tokens=320, lr=1e-6, tau=0.01, beta=1e-4, save_every=20,
+        max_new_tokens=320, lr=1e-6, lr_decay_steps=0, tau=0.01, beta=1e-4, save_every=20,
     ),
 }
 
@@ -99,6 +100,8 @@ class Settings:
     temperature: float = setting(1.0, "sampling temperature; the policy trained is the tempered one")
     lr: float = setting(None, "AdamW's learning rate")
     warmup_steps: int = setting(10, "optimizer steps in which the learning rate rises linearly to --lr")
+    lr_decay_steps: int = setting(None, "optimizer steps t in which the learning rate halves, as lr / (1 + t / this), "
+                                  "whatever --steps is; 0: constant, as in the papers")
     weight_decay: float = setting(0.0, "AdamW's decoupled weight decay")
     max_grad_norm: float = setting(1.0, "gradients longer than this are scaled down to it")
     tau: float = setting(None, "PMD's regularisation strength: larger is a smaller step")
@@ -226,7 +229,7 @@ def check(settings):
                  "max_new_tokens"):
         if getattr(settings, name) < 1:
             fail(f"--{name.replace('_', '-')} must be at least 1, not {getattr(settings, name)}")
-    for name in ("eval_every", "save_every", "warmup_steps", "weight_decay", "beta", "ref_update_every",
+    for name in ("eval_every", "save_every", "warmup_steps", "lr_decay_steps", "weight_decay", "beta", "ref_update_every",
                  "ref_update_kl", "overlong_penalty", "length_reward", "eps_low", "eps_high"):
         if not getattr(settings, name) >= 0:
             fail(f"--{name.replace('_', '-')} must not be negative")

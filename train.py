@@ -180,8 +180,9 @@ def shaped_rewards(settings, correct, rollout):
 def evaluate(model, tokenizer, problems, settings):
     r"""Greedy answers to held-out problems: (fraction right, list of (problem, response, right))."""
     answers = []
-    for start in range(0, len(problems), 128):
-        part = problems[start : start + 128]
+    batch_size = settings.prompts_per_step * settings.group_size  # as many rows at a time as when sampling
+    for start in range(0, len(problems), batch_size):
+        part = problems[start : start + batch_size]
         prompts = [format_prompt(tokenizer, problem["question"]) for problem in part]
         with autocast(settings):
             rollout = sample_rollouts(model, tokenizer, prompts, 1, settings.max_new_tokens, greedy=True)
@@ -250,6 +251,13 @@ def log_probs_of(model, rollout, settings):
     return log_probs
 
 
+def learning_rate(settings, optimizer_steps):
+    r"""A linear rise, then constant or falling as 1/t: never a function of --steps, which a resumed run may raise."""
+    rise = min(1.0, (optimizer_steps + 1) / max(1, settings.warmup_steps))
+    fall = 1 + optimizer_steps / settings.lr_decay_steps if settings.lr_decay_steps else 1
+    return settings.lr * rise / fall
+
+
 def update(model, optimizer, rollout, ref_log_probs, advantages, rows, settings, optimizer_steps):
     r"""One optimizer step on the responses `rows`; returns sums for the step's metrics.
 
@@ -281,7 +289,7 @@ def update(model, optimizer, rollout, ref_log_probs, advantages, rows, settings,
     if not math.isfinite(totals["loss"]) or not math.isfinite(totals["grad_norm"]):
         return totals  # the caller stops; the weights are untouched
     for group in optimizer.param_groups:
-        group["lr"] = settings.lr * min(1.0, (optimizer_steps + 1) / max(1, settings.warmup_steps))
+        group["lr"] = learning_rate(settings, optimizer_steps)
     optimizer.step()
     return totals
 
