@@ -310,8 +310,8 @@ def train(settings):
     if settings.resume and finished and not saved:
         fail(f"the run in {out} is finished and kept no checkpoint to go on from: start a new one with another --out")
     model, tokenizer = load_model(settings, str(saved[0]) if saved else settings.model)
-    longest = max(len(ids) for ids in tokenizer([format_prompt(tokenizer, problem["question"])
-                                                 for problem in problems + held_out]).input_ids)
+    longest_question = max((problem["question"] for problem in problems + held_out), key=len)
+    longest = len(tokenizer(format_prompt(tokenizer, longest_question), add_special_tokens=False).input_ids)
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if limit and longest + settings.max_new_tokens > limit:
         fail(f"the longest prompt, {longest} tokens, and --max-new-tokens {settings.max_new_tokens} exceed the {limit} "
