@@ -58,7 +58,7 @@ MODES = ("token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-to
 PRESETS = {
     "tiny": dict(
         model=str(HERE / "tiny" / "model"), train_data=str(HERE / "tiny" / "train.jsonl"),
-        eval_data=str(HERE / "tiny" / "test.jsonl"), eval_size=384, eval_every=15, steps=45, prompts_per_step=32,
+        eval_data=str(HERE / "tiny" / "test.jsonl"), eval_size=384, eval_every=18, steps=54, prompts_per_step=32,
         group_size=8, minibatch_size=64, micro_batch_size=32, max_new_tokens=72, lr=1e-4, lr_decay_steps=80,
         tau=0.1, beta=1e-3,
         save_every=10,
