@@ -28,9 +28,11 @@ def draw_curves(rows, path, title):
     axis.set(ylabel="fraction right", ylim=(0, 1.02))
 
     axis = axes[0, 1]
-    axis.plot(*series("entropy"), color="tab:green", label="entropy")
+    axis.plot(*series("entropy"), color="tab:green", label="entropy of the policy")
     axis.plot(*series("kl_to_old"), color="tab:red", label="KL(old || new) within the step")
-    axis.set(ylabel="nats per token", ylim=(0, None))
+    if any(row.get("kl_to_reference") is not None for row in rows):
+        axis.plot(*series("kl_to_reference"), color="tab:pink", label="KL(new || reference)")
+    axis.set(ylabel="nats per token", yscale="log")
 
     axis = axes[1, 0]
     axis.plot(*series("response_length"), color="tab:purple", label="mean response length")
@@ -41,7 +43,7 @@ def draw_curves(rows, path, title):
               label="groups with equal rewards")
     twin.set(ylabel="fraction", ylim=(0, 1.02))
     lines = axis.lines + twin.lines
-    axis.legend(lines, [line.get_label() for line in lines], fontsize=8, loc="center right")
+    axis.legend(lines, [line.get_label() for line in lines], fontsize=8, loc="center right", bbox_to_anchor=(1, 0.72))
 
     axis = axes[1, 1]
     axis.plot(*series("seconds_rollout"), color="tab:cyan", label="rollout")

@@ -421,7 +421,7 @@ def train(settings):
                 seconds=progress["seconds"] + time.time() - started))
     bar.close()
 
-    draw_curves(rows, out / "curves.png", f"{settings.objective}, {Path(settings.model).name}")
+    draw_curves(rows, out / "curves.png", f"{settings.objective} on the {settings.preset} preset, seed {settings.seed}")
     # Under another name first: model/ is there when it is whole, and tells that the run is finished.
     model.save_pretrained(out / "model.tmp")
     tokenizer.save_pretrained(out / "model.tmp")
