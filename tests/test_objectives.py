@@ -93,8 +93,9 @@ def test_the_reference_enters_the_gradient(batch):
     assert (sampler - initial).norm() > 0.01 * sampler.norm() and totals["kl_ref"] > 0
 
 
-@pytest.mark.parametrize("objective", choices.OBJECTIVES)
-def test_every_objective_takes_a_step(tmp_path, objective):
+@pytest.mark.parametrize("objective", ["pmd_part", "rpg_urkl", "rpg_reinforce_clip_fkl", "grpo", "dapo", "rloo",
+                                       "reinforce_pp", "gspo"])
+def test_every_kind_of_objective_takes_a_step(tmp_path, objective):
     rows = run("--objective", objective, "--steps", 1, "--eval-every", 0, "--save-every", 0, "--out", tmp_path / "run")
     filtered = objective == "dapo" and rows[-1]["zero_variance_fraction"] == 1.0
     assert filtered or math.isfinite(rows[-1]["loss"])
@@ -175,12 +176,12 @@ def test_a_step_without_a_useful_group_is_skipped(tmp_path, monkeypatch):
         assert rows[-1]["loss"] is None and rows[-1]["zero_variance_fraction"] == 1.0
 
 
-@pytest.mark.parametrize("objective", ["pmd_mean", "pmd_part", "grpo", "reinforce_pp", "rpg_clip_urkl", "gspo", "rloo"])
+@pytest.mark.parametrize("objective", choices.OBJECTIVES)
 @pytest.mark.parametrize("reward", [0.0, 1.0])
-def test_a_batch_with_equal_rewards_trains_without_nan(tmp_path, monkeypatch, objective, reward):
-    monkeypatch.setattr(program, "math_reward", lambda *_: reward)
-    rows = run("--objective", objective, "--steps", 1, "--eval-every", 0, "--save-every", 0, "--out", tmp_path / "run")
-    assert math.isfinite(rows[-1]["loss"]) and math.isfinite(rows[-1]["grad_norm"])
+def test_a_batch_with_equal_rewards_gives_no_nan(batch, objective, reward):
+    model, rollout, reference, rewards = batch
+    result, totals = gradient((model, rollout, reference, torch.full_like(rewards, reward)), objective, 8)
+    assert result.isfinite().all() and math.isfinite(totals["loss"])
 
 
 def test_shaping(batch):
