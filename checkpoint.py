@@ -9,6 +9,7 @@ is all or nothing, so `checkpoint-000020` exists whole or not at all, whenever t
 older ones deleted. Nothing is read as a bare pickle: the model is safetensors, the optimizer is read `weights_only`.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -16,6 +17,9 @@ import shutil
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+
+import parallel
 
 
 def write_json(path, value):
@@ -29,28 +33,56 @@ def write_json(path, value):
     os.replace(temporary, path)
 
 
+def write_model(folder, model, tokenizer, weights=None):
+    r"""Writes a Hugging Face directory whole or not at all, under another name first; all processes call, one writes."""
+    weights = parallel.state_dicts(model)[0] if weights is None else weights
+    if parallel.rank() == 0:
+        temporary = Path(f"{folder}.tmp")
+        with one_line_errors():
+            shutil.rmtree(temporary, ignore_errors=True)
+            model.save_pretrained(temporary, state_dict=weights)
+            tokenizer.save_pretrained(temporary)
+            shutil.rmtree(folder, ignore_errors=True)
+            os.rename(temporary, folder)
+
+
 def save_checkpoint(run_folder, step, model, tokenizer, optimizer, reference, progress):
-    r"""Writes run_folder/checkpoint-<step>, then deletes older checkpoints.
+    r"""Writes run_folder/checkpoint-<step>, then deletes older checkpoints; all processes call, one writes.
 
     reference is the frozen policy of a KL penalty, or None; progress is a dict of numbers for state.json.
+    Raises OSError where it cannot be written; the checkpoints that are there stay.
     """
+    weights, optimizer_state = parallel.state_dicts(model, optimizer)
+    reference_weights = None if reference is None else parallel.state_dicts(reference)[0]
+    if parallel.rank() != 0:
+        return
     folder = Path(run_folder) / f"checkpoint-{step:06d}"
     temporary = folder.with_suffix(".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)  # left by a run that was killed while writing it
-    model.save_pretrained(temporary)
-    tokenizer.save_pretrained(temporary)
-    torch.save(optimizer.state_dict(), temporary / "optimizer.pt")
-    if reference is not None:
-        reference.save_pretrained(temporary / "reference")
-    write_json(temporary / "state.json", {"step": step, **progress})
-    for path in [*temporary.rglob("*"), temporary]:
-        descriptor = os.open(path, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
-    shutil.rmtree(folder, ignore_errors=True)
-    os.rename(temporary, folder)
+    with one_line_errors():
+        shutil.rmtree(temporary, ignore_errors=True)  # left by a run that was killed while writing it
+        model.save_pretrained(temporary, state_dict=weights)
+        tokenizer.save_pretrained(temporary)
+        torch.save(optimizer_state, temporary / "optimizer.pt")
+        if reference is not None:
+            reference.save_pretrained(temporary / "reference", state_dict=reference_weights)
+        write_json(temporary / "state.json", {"step": step, **progress})
+        for path in [*temporary.rglob("*"), temporary]:
+            descriptor = os.open(path, os.O_RDONLY)
+            os.fsync(descriptor)
+            os.close(descriptor)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.rename(temporary, folder)
     for older in checkpoints(run_folder)[:-1]:
         shutil.rmtree(older)
+
+
+@contextlib.contextmanager
+def one_line_errors():
+    r"""torch and safetensors have their own errors for a full disk or a read-only folder: all become OSError."""
+    try:
+        yield
+    except (RuntimeError, SafetensorError) as error:
+        raise OSError(str(error).strip().splitlines()[0]) from error
 
 
 def checkpoints(run_folder):
@@ -58,12 +90,30 @@ def checkpoints(run_folder):
     return sorted(path for path in Path(run_folder).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name))
 
 
-def load_state(folder, optimizer, reference):
-    r"""Restores optimizer and reference from a checkpoint; returns its state.json: "step" and the progress."""
-    optimizer.load_state_dict(torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True))
-    if reference is not None:
-        reference.load_state_dict(type(reference).from_pretrained(folder / "reference").state_dict())
-    return json.loads((folder / "state.json").read_text())
+def load_state(folder, model, optimizer, reference):
+    r"""Restores optimizer and reference from a checkpoint; returns its state.json: "step" and the progress.
+
+    Raises ValueError, one line, where a file is damaged or belongs to another run.
+    """
+    try:
+        state = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
+        parallel.load_optimizer(model, optimizer, state)
+        for parameter in model.parameters():
+            average = optimizer.state[parameter].get("exp_avg", parameter) if optimizer.state else parameter
+            if average.shape != parameter.shape:
+                raise ValueError(f"averages of shape {tuple(average.shape)} for weights of {tuple(parameter.shape)}")
+        if reference is not None:
+            weights = type(reference).from_pretrained(folder / "reference", dtype=torch.float32)
+            parallel.load_weights(reference, weights.state_dict())
+        progress = json.loads((folder / "state.json").read_text())
+        missing = {"step", "optimizer_steps", "drawn", "average_kl", "skipped", "seconds"} - set(progress)
+        if missing:
+            raise ValueError(f"state.json has no {min(missing)}")
+        return progress
+    except Exception as error:  # each library has its own for a damaged file
+        cause = (str(error).strip() or repr(error)).splitlines()[0][:200]
+        raise ValueError(f"{folder} cannot be resumed from, it is damaged or of another run ({cause}): start a new run "
+                         "with another --out") from error
 
 
 def truncate_metrics(path, step):

@@ -9,8 +9,9 @@ whole sequence: for a response of T tokens after a prompt of P, about P + T posi
     decode    [y_1]          -> append its key and value, get the distribution of y_2
               [y_2]          -> ...
 
-A group shares its prompt, so a prompt is prefilled once and its cache repeated `group_size` times. A response that has
-ended leaves the batch.
+A group shares its prompt, so a prompt is prefilled once and its cache repeated `group_size` times, in the sampler and
+again, with gradients, in the trainer. Responses that have ended leave the batch. The cache is written in place: the
+usual one, by torch.cat, copies all keys and values at every token.
 
 Layout. Prompts are padded on the left, so that every row's response starts in the same column:
 
@@ -22,7 +23,11 @@ Position ids count real tokens only. With left padding they must be given: rotar
 absence (only distances matter to them), models with learned positions would be wrong in silence.
 
 The policy that is trained is the one that was sampled from: temperature included, no top-k, no top-p. `log_probs`
-are the sampler's own; `token_log_probs` recomputes them in one pass, with gradients, within 1e-3 in float32.
+are the sampler's own; `token_log_probs` recomputes them with gradients, within 1e-3 in float32 (2e-2 in bfloat16).
+
+The vocabulary is the largest matrix of a small model: at 151,936 words the float32 logits of 16 responses of 256 tokens
+take 2.5 GB, and as much again for each copy that backward keeps. `VocabularyLogProbs` never holds more than a block of
+columns of them, and recomputes the block in backward.
 
 `python rollout.py` prints the tokens of two responses with their log-probs, and times decoding with and without cache.
 """
@@ -31,6 +36,11 @@ import hashlib
 from dataclasses import dataclass
 
 import torch
+from transformers import DynamicCache, StaticCache
+from transformers.cache_utils import Cache, DynamicLayer
+
+PREFILL_TOKENS = 4096  # prompt tokens, padding included, that are read in one forward pass
+BLOCK_NUMBERS = 2**24  # of float32 that a block of logits may have: 64 MB
 
 
 @dataclass
@@ -43,6 +53,10 @@ class Rollout:
     log_probs: torch.Tensor  # [N, T] float32, log pi_old(y_t | x, y_<t) as sampled; 0 outside the mask
     texts: list  # N strings: the responses without special tokens
     truncated: torch.Tensor  # [N] True where max_new_tokens ended the response, not an eos
+
+    def to(self, device):
+        r"""The same Rollout on another device."""
+        return Rollout(*(x.to(device) if isinstance(x, torch.Tensor) else x for x in vars(self).values()))
 
     def select(self, rows):
         r"""The Rollout of some rows (a list or tensor of indices), without the padding that all of them share."""
@@ -138,15 +152,79 @@ def inverse_cdf(log_probs, uniform):
     return torch.searchsorted(cumulative, threshold, right=True).squeeze(1).clamp(max=log_probs.shape[1] - 1)  # [N]
 
 
+class InPlaceLayer(DynamicLayer):
+    r"""Keys and values of one layer, written in place into buffers [N, heads, P+T, size], the first `length` of it used.
+
+    transformers' own DynamicLayer grows by torch.cat, which copies the whole cache at every token.
+    """
+
+    def __init__(self, keys, values, length):
+        super().__init__()
+        self.buffers, self.length, self.is_initialized = (keys, values), length, True
+        self.keys, self.values = keys[:, :, :length], values[:, :, :length]
+
+    def update(self, keys, values, *args, **kwargs):
+        end = self.length + keys.shape[2]
+        for buffer, new in zip(self.buffers, (keys, values)):
+            buffer[:, :, self.length : end] = new
+        self.length = end
+        self.keys, self.values = (buffer[:, :, :end] for buffer in self.buffers)
+        return self.keys, self.values
+
+    def batch_select_indices(self, indices):
+        self.__init__(*(buffer[indices] for buffer in self.buffers), self.length)
+
+
+def prefill(model, prompt_ids, prompt_mask, group_size, room, static=False):
+    r"""Reads each prompt once: (cache of N = B * group_size rows with room for more tokens, logits [N, V] of y_1).
+
+    Prompts are read in order of length, PREFILL_TOKENS at a time, to pad little. `static` makes the cache of
+    transformers' StaticCache, whose shapes and addresses never change.
+    """
+    B, P = prompt_ids.shape
+    lengths = prompt_mask.sum(dim=1)  # [B]
+    buffers, logits = None, None
+    for chunk in lengths.argsort(descending=True).split(max(1, PREFILL_TOKENS // P)):
+        p = int(lengths[chunk].max())
+        mask = prompt_mask[chunk, P - p :]  # [b, p]
+        part = DynamicCache()  # without a configuration: whole sequences, also where attention has a window
+        output = model(input_ids=prompt_ids[chunk, P - p :], attention_mask=mask, position_ids=positions(mask),
+                       past_key_values=part, use_cache=True, logits_to_keep=1)
+        if len(part.layers) == 0 or any(getattr(layer, "keys", None) is None for layer in part.layers):
+            raise ValueError("the sampler needs a model whose every layer attends to cached keys and values")
+        rows = (chunk[:, None] * group_size + torch.arange(group_size, device=chunk.device)).flatten()  # [b * G]
+        if buffers is None:
+            logits = output.logits.new_empty(B * group_size, output.logits.shape[2])  # [N, V]
+            buffers = [tuple(x.new_zeros(B * group_size, x.shape[1], P + room, x.shape[3]) for x in (l.keys, l.values))
+                       for l in part.layers]  # [N, heads, P + room, size]
+        logits[rows] = output.logits[:, -1].repeat_interleave(group_size, dim=0)
+        for layer, pair in zip(part.layers, buffers):
+            for buffer, new in zip(pair, (layer.keys, layer.values)):
+                buffer[rows, :, P - p : P] = new.repeat_interleave(group_size, dim=0)
+    if not static:
+        return Cache(layers=[InPlaceLayer(*pair, P) for pair in buffers]), logits
+    cache = StaticCache(model.config, max_cache_len=P + room)
+    for layer, (keys, values) in zip(cache.layers, buffers):
+        layer.lazy_initialization(keys[:, :, :1], values[:, :, :1])
+        layer.keys.copy_(keys)
+        layer.values.copy_(values)
+        layer.cumulative_length.fill_(P)
+    return cache, logits
+
+
 @torch.no_grad()
 def sample_rollouts(
-    model, tokenizer, prompts, group_size=8, max_new_tokens=64, temperature=1.0, greedy=False, seed=0
+    model, tokenizer, prompts, group_size=8, max_new_tokens=64, temperature=1.0, greedy=False, seed=0, uniform=None,
+    decode="eager"
 ):
     r"""Samples `group_size` responses to each prompt from softmax(logits / temperature): a Rollout.
 
     prompts      complete texts, see `gsm8k.format_prompt`; tokenized as they are
     greedy       take the most probable token instead; `log_probs` are still those of the tempered distribution
     seed         with the prompt and the index in its group, the only source of randomness: see `uniforms`
+    uniform      [N, max_new_tokens] float64, the numbers of `uniforms` themselves; instead of a seed
+    decode       "eager": rows leave the batch as they end. "static": all rows to the end, in a cache of fixed shape.
+                 "compiled": the same through torch.compile, with CUDA graphs on a GPU; slow at the first call
     Raises ValueError where there is no prompt, a prompt is empty, or a number is out of range.
     Cost: 2 * parameters floating-point operations per prompt token (once per group) and per response token, plus
     attention; each decode step reads all weights and the cache once, which is what bounds it at small batch.
@@ -157,35 +235,33 @@ def sample_rollouts(
         raise ValueError("group_size and max_new_tokens must be at least 1")
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, not {temperature}; greedy=True takes the most probable token")
+    if decode not in ("eager", "static", "compiled"):
+        raise ValueError(f"decode must be eager, static or compiled, not {decode!r}")
     device = model.device
     prompt_ids, prompt_mask = (tensor.to(device) for tensor in pad_left(tokenizer, prompts))  # [B, P]
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if limit and prompt_ids.shape[1] + max_new_tokens > limit:
-        raise ValueError(f"a prompt of {prompt_ids.shape[1]} tokens and max_new_tokens = {max_new_tokens} exceed the "
-                         f"model's {limit} positions: shorten one of them")
+    check_positions(model, prompt_ids.shape[1], max_new_tokens)
     was_training = model.training
     model.eval()  # no dropout: the sampler is the policy itself
 
-    # Prefill: one row per prompt, then the cache and the first distribution repeated for the group.
-    output = model(
-        input_ids=prompt_ids, attention_mask=prompt_mask, position_ids=positions(prompt_mask), use_cache=True,
-        logits_to_keep=1,
-    )
-    cache = output.past_key_values
-    cache.batch_repeat_interleave(group_size)
-    logits = output.logits[:, -1].repeat_interleave(group_size, dim=0)  # [N, V]
+    cache, logits = prefill(model, prompt_ids, prompt_mask, group_size, max_new_tokens, static=decode != "eager")
     prompt_ids = prompt_ids.repeat_interleave(group_size, dim=0)  # [N, P]
     prompt_mask = prompt_mask.repeat_interleave(group_size, dim=0)  # [N, P]
+    step = model
+    if decode == "compiled":
+        # One graph for every step: the shapes never change. The cache is marked static by transformers.
+        step = torch.compile(model, mode="reduce-overhead" if device.type == "cuda" else "default", dynamic=False)
 
-    n, pad = len(prompt_ids), pad_token_id(tokenizer)
+    (n, P), pad = prompt_ids.shape, pad_token_id(tokenizer)
     eos = torch.tensor(eos_token_ids(model, tokenizer), device=device)
-    uniform = None if greedy else uniforms(prompts, group_size, max_new_tokens, seed).to(device)  # [N, T]
+    if not greedy:
+        uniform = uniforms(prompts, group_size, max_new_tokens, seed) if uniform is None else uniform
+        uniform = uniform.to(device)  # [N, T]
     tokens = torch.full((n, max_new_tokens), pad, device=device)  # [N, T]
     log_probs = torch.zeros(n, max_new_tokens, device=device)  # [N, T]
+    ended = torch.zeros(n, dtype=torch.bool, device=device)  # [N]
     lengths = torch.full((n,), max_new_tokens, device=device)  # [N]
-    truncated = torch.ones(n, dtype=torch.bool, device=device)  # [N]
     rows = torch.arange(n, device=device)  # the rows still in the batch
-    mask = prompt_mask  # [len(rows), P+t]
+    mask = torch.cat([prompt_mask, prompt_mask.new_zeros(n, max_new_tokens)], dim=1)  # [len(rows), P+T]
 
     for t in range(max_new_tokens):
         log_p = (logits.float() / temperature).log_softmax(dim=-1)  # [len(rows), V]
@@ -193,26 +269,27 @@ def sample_rollouts(
         tokens[rows, t] = token
         log_probs[rows, t] = log_p.gather(1, token[:, None]).squeeze(1)
 
-        ended = torch.isin(token, eos)  # [len(rows)]
-        lengths[rows[ended]] = t + 1
-        truncated[rows[ended]] = False
-        if ended.any():
-            alive = (~ended).nonzero().squeeze(1)
+        ends = torch.isin(token, eos) & ~ended[rows]  # [len(rows)]
+        lengths[rows[ends]] = t + 1
+        ended[rows[ends]] = True
+        alive = (~ended[rows]).nonzero().squeeze(1)
+        if len(alive) == 0 or t + 1 == max_new_tokens:
+            break
+        # Leaving costs a copy of the cache, so rows wait for each other until an eighth of the batch has ended.
+        if decode == "eager" and len(alive) <= 7 / 8 * len(rows):
             rows, token, mask = rows[alive], token[alive], mask[alive]
             cache.batch_select_indices(alive)
-        if len(rows) == 0 or t + 1 == max_new_tokens:
-            break
-        mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
-        output = model(
-            input_ids=token[:, None], attention_mask=mask, position_ids=mask.sum(dim=1, keepdim=True) - 1,
+        mask[:, P + t] = 1
+        seen = mask if decode != "eager" else mask[:, : P + t + 1]  # what is not yet written stays masked
+        logits = step(
+            input_ids=token[:, None], attention_mask=seen, position_ids=seen.sum(dim=1, keepdim=True) - 1,
             past_key_values=cache, use_cache=True, logits_to_keep=1,
-        )
-        logits = output.logits[:, -1]
+        ).logits[:, -1]
 
     model.train(was_training)
     longest = int(lengths.max())
     response_mask = torch.arange(longest, device=device) < lengths[:, None]  # [N, T]
-    tokens = tokens[:, :longest]
+    tokens = tokens[:, :longest].masked_fill(~response_mask, pad)  # [N, T]; rows that waited went on behind their end
     texts = tokenizer.batch_decode(
         [row[:length] for row, length in zip(tokens.tolist(), lengths.tolist())], skip_special_tokens=True
     )
@@ -220,26 +297,123 @@ def sample_rollouts(
         sequences=torch.cat([prompt_ids, tokens], dim=1),
         attention_mask=torch.cat([prompt_mask, response_mask.to(prompt_mask.dtype)], dim=1),
         response_mask=response_mask,
-        log_probs=log_probs[:, :longest],
+        log_probs=log_probs[:, :longest].masked_fill(~response_mask, 0.0),
         texts=texts,
-        truncated=truncated,
+        truncated=~ended,
     )
 
 
-def token_log_probs(model, rollout, temperature=1.0):
-    r"""log pi_theta(y_t | x, y_<t) of a rollout's response tokens, in one forward pass, with gradients: [N, T] float32.
+def check_positions(model, prompt_length, max_new_tokens):
+    r"""Raises ValueError where a prompt and its response do not fit into the positions that the model knows."""
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if limit and prompt_length + max_new_tokens > limit:
+        raise ValueError(f"a prompt of {prompt_length} tokens and max_new_tokens = {max_new_tokens} exceed the model's "
+                         f"{limit} positions: lower max_new_tokens or leave out long problems")
 
-    0 outside the response mask. The vocabulary is projected at the response positions only.
+
+@torch.no_grad()
+def has_plain_head(model):
+    r"""Are the logits W h and nothing else: no bias, no scale, no soft-capping? Asked of the model itself, once."""
+    if not hasattr(model, "plain_head"):
+        ids = torch.arange(2, device=model.device)[None]  # [1, 2]
+        head, hidden = model.get_output_embeddings(), model.get_decoder()(input_ids=ids, use_cache=False)[0]
+        expected = model(input_ids=ids, use_cache=False).logits  # [1, 2, V]
+        model.plain_head = (type(head) is torch.nn.Linear and head.bias is None
+                            and torch.equal(torch.nn.functional.linear(hidden, head.weight), expected))
+    return model.plain_head
+
+
+class VocabularyLogProbs(torch.autograd.Function):
+    r"""log softmax(h W^T) at one token per row: hidden [M, D], weight [V, D], targets [M] -> [M] float32.
+
+    The V columns are taken a block at a time, M * block numbers of float32 in memory, forward and again in backward:
+
+        log p_y = z_y - logsumexp_v z_v,   z = h W^T
+        d log p_y / d z_v = 1[v = y] - p_v
+
+    Cost: a third more floating-point operations in this product than with the logits kept.
     """
-    width = rollout.response_mask.shape[1]
-    logits = model(
-        input_ids=rollout.sequences, attention_mask=rollout.attention_mask,
-        position_ids=positions(rollout.attention_mask), use_cache=False,
-        logits_to_keep=width + 1,  # the distribution of y_t stands at the position before y_t
-    ).logits[:, :-1]  # [N, T, V]
-    log_p = (logits.float() / temperature).log_softmax(dim=-1)  # [N, T, V]
-    log_probs = log_p.gather(2, rollout.sequences[:, -width:, None]).squeeze(2)  # [N, T]
-    return log_probs.masked_fill(~rollout.response_mask, 0.0)
+
+    @staticmethod
+    def forward(ctx, hidden, weight, targets):
+        ctx.blocks = torch.arange(len(weight)).split(max(256, BLOCK_NUMBERS // len(hidden)))
+        total = torch.full((len(hidden),), -torch.inf, device=hidden.device)  # [M] logsumexp so far
+        chosen = torch.zeros(len(hidden), device=hidden.device)  # [M] z_y
+        for block in ctx.blocks:
+            first, size = int(block[0]), len(block)
+            z = (hidden @ weight[first : first + size].T).float()  # [M, block]
+            total = torch.logaddexp(total, z.logsumexp(dim=1))
+            inside = (targets >= first) & (targets < first + size)  # [M]
+            index = (targets - first).clamp(0, size - 1)[:, None]  # [M, 1]
+            chosen = torch.where(inside, z.gather(1, index).squeeze(1), chosen)
+        ctx.save_for_backward(hidden, weight, targets, total)
+        return chosen - total
+
+    @staticmethod
+    def backward(ctx, grad):  # [M]
+        hidden, weight, targets, total = ctx.saved_tensors
+        grad_hidden = torch.zeros_like(hidden)  # [M, D]
+        grad_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None  # [V, D]
+        for block in ctx.blocks:
+            first, size = int(block[0]), len(block)
+            columns = weight[first : first + size]  # [block, D]
+            z = (hidden @ columns.T).float()  # [M, block]
+            grad_z = z.sub_(total[:, None]).exp_().mul_(-grad[:, None])  # [M, block]
+            inside = ((targets >= first) & (targets < first + size)).nonzero().squeeze(1)
+            grad_z[inside, targets[inside] - first] += grad[inside]
+            grad_z = grad_z.to(hidden.dtype)
+            grad_hidden += grad_z @ columns
+            if grad_weight is not None:
+                grad_weight[first : first + size] = grad_z.T @ hidden
+        return grad_hidden, grad_weight, None
+
+
+def token_log_probs(model, rollout, temperature=1.0, group_size=1):
+    r"""log pi_theta(y_t | x, y_<t) of a rollout's response tokens, with gradients: [N, T] float32.
+
+    0 outside the response mask. The vocabulary is projected at response tokens only, see `VocabularyLogProbs`.
+    group_size: that many rows after each other share their prompt, which is then read once for all of them; 1: each row
+    reads its own. The numbers are the same to rounding. (A model with gradient checkpointing keeps no cache, so its
+    rows always read their own.)
+    """
+    N, T = rollout.response_mask.shape
+    P = rollout.sequences.shape[1] - T
+    ids, mask, decoder = rollout.sequences, rollout.attention_mask, model.get_decoder()
+    targets = ids[:, P:][rollout.response_mask]  # [M], M response tokens
+    weight = model.get_output_embeddings().weight  # [V, D]
+    if not has_plain_head(model):
+        # Whatever the model does behind the head (soft-capping, a scale) is part of its policy.
+        logits = model(input_ids=ids, attention_mask=mask, position_ids=positions(mask), use_cache=False,
+                       logits_to_keep=T + 1).logits[:, :-1][rollout.response_mask].float() / temperature  # [M, V]
+    else:
+        # The distribution of y_t stands at the position before y_t.
+        if group_size == 1 or model.is_activation_checkpointing:
+            hidden = decoder(
+                input_ids=ids[:, :-1], attention_mask=mask[:, :-1], position_ids=positions(mask[:, :-1]),
+                use_cache=False,
+            ).last_hidden_state[:, P - 1 :]  # [N, T, D]
+        else:
+            cache = DynamicCache()
+            hidden = decoder(
+                input_ids=ids[::group_size, :P], attention_mask=mask[::group_size, :P],
+                position_ids=positions(mask[::group_size, :P]), past_key_values=cache, use_cache=True,
+            ).last_hidden_state[:, -1:].repeat_interleave(group_size, dim=0)  # [N, 1, D]
+            if T > 1:
+                cache.batch_repeat_interleave(group_size)
+                rest = decoder(
+                    input_ids=ids[:, P:-1], attention_mask=mask[:, :-1], position_ids=positions(mask[:, :-1])[:, P:],
+                    past_key_values=cache, use_cache=True,
+                ).last_hidden_state  # [N, T-1, D]
+                hidden = torch.cat([hidden, rest], dim=1)  # [N, T, D]
+        hidden = hidden[rollout.response_mask] / temperature  # [M, D]: smaller than the logits, which are linear in it
+        if torch.is_autocast_enabled(hidden.device.type):
+            hidden, weight = (x.to(torch.get_autocast_dtype(hidden.device.type)) for x in (hidden, weight))
+        if len(hidden) * len(weight) > BLOCK_NUMBERS:
+            log_probs = VocabularyLogProbs.apply(hidden, weight, targets)  # [M]
+            return torch.zeros_like(rollout.log_probs).masked_scatter(rollout.response_mask, log_probs)  # [N, T]
+        logits = hidden @ weight.T  # [M, V]
+    log_probs = -torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none")  # [M]
+    return torch.zeros_like(rollout.log_probs).masked_scatter(rollout.response_mask, log_probs)  # [N, T]
 
 
 def main():

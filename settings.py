@@ -18,6 +18,8 @@ from pathlib import Path
 
 import torch
 
+import parallel
+
 HERE = Path(__file__).resolve().parent
 
 KLS = ("fkl", "rkl", "ufkl", "urkl")
@@ -59,14 +61,13 @@ PRESETS = {
     "tiny": dict(
         model=str(HERE / "tiny" / "model"), train_data=str(HERE / "tiny" / "train.jsonl"),
         eval_data=str(HERE / "tiny" / "test.jsonl"), eval_size=384, eval_every=18, steps=54, prompts_per_step=32,
-        group_size=8, minibatch_size=64, micro_batch_size=32, max_new_tokens=72, lr=1e-4, lr_decay_steps=80,
-        tau=0.1, beta=1e-3,
-        save_every=10,
+        group_size=8, minibatch_size=64, micro_batch_size=64, tokens_per_microbatch=8192, max_new_tokens=72, lr=1e-4,
+        lr_decay_steps=80, tau=0.1, beta=1e-3, save_every=10,
     ),
     "gsm8k": dict(
         model="Qwen/Qwen2.5-0.5B-Instruct", train_data="openai/gsm8k", eval_data="openai/gsm8k", eval_size=512,
-        eval_every=20, steps=400, prompts_per_step=32, group_size=16, minibatch_size=128, micro_batch_size=8,
-        max_new_tokens=320, lr=1e-6, lr_decay_steps=0, tau=0.01, beta=1e-4, save_every=20,
+        eval_every=20, steps=400, prompts_per_step=32, group_size=16, minibatch_size=128, micro_batch_size=64,
+        tokens_per_microbatch=4096, max_new_tokens=320, lr=1e-6, lr_decay_steps=0, tau=0.01, beta=1e-4, save_every=20,
     ),
 }
 
@@ -94,7 +95,9 @@ class Settings:
     group_size: int = setting(None, "responses per prompt, G")
     minibatch_size: int = setting(None, "responses per optimizer step: whole groups, a divisor of all responses "
                                   "(with --filter-groups the last one may be smaller)")
-    micro_batch_size: int = setting(None, "responses per forward pass; gradients add up to the minibatch's")
+    micro_batch_size: int = setting(None, "responses per forward pass at most; gradients add up to the minibatch's")
+    tokens_per_microbatch: int = setting(None, "tokens per forward pass, padding included, the shared prompt of a group "
+                                         "counted once: bounds the memory of an update whatever the lengths are")
     epochs: int = setting(1, "passes over a step's responses")
     max_new_tokens: int = setting(None, "longest response, in tokens; a longer one is truncated")
     temperature: float = setting(1.0, "sampling temperature; the policy trained is the tempered one")
@@ -125,6 +128,9 @@ class Settings:
     overlong_penalty: int = setting(None, "DAPO's: over the last so many tokens before max_new_tokens, the reward "
                                     "falls by up to 1; 0: none (default: 0; a quarter of --max-new-tokens for dapo)")
     length_reward: float = setting(0.0, "weight of Kimi k1.5's length reward; 0: none")
+    old_log_probs: str = setting("auto", "log-probs of the policy that sampled: the sampler's own, or recomputed by one more "
+                                 "pass over the responses; auto: recomputed in bfloat16, else the sampler's",
+                                 choices=("auto", "sampler", "recomputed"))
     optimizer_reset: bool = setting(False, "AdamW forgets its averages at each step, as in Kimi k1.5")
     seed: int = setting(0, "seed of everything random")
     out: str = setting(None, "folder of the run, new or empty; default runs/<objective>-<time>")
@@ -132,13 +138,18 @@ class Settings:
     resume: str = setting(None, "folder of a run to continue, with its own settings; only --steps may be given too")
     device: str = setting("auto", "cpu, cuda, cuda:1, ...; auto: cuda where there is one")
     dtype: str = setting("auto", "of matrix products; the weights stay float32, as bfloat16 ones lose small updates. "
-                         "auto: bfloat16 on CUDA, else float32", choices=("auto", "float32", "bfloat16"))
+                         "auto: bfloat16 where the hardware multiplies it, else float32", choices=("auto", "float32", "bfloat16"))
+    decode: str = setting("eager", "eager: responses that have ended leave the batch; static: a cache of fixed shape; "
+                          "compiled: that through torch.compile, with CUDA graphs on a GPU",
+                          choices=("eager", "static", "compiled"))
+    shard: bool = setting(False, "under torchrun: split weights, gradients and optimizer over the processes (FSDP2)")
     gradient_checkpointing: bool = setting(False, "recompute activations in backward: less memory, a third more time")
 
 
 def fail(message):
     r"""Ends the program for a mistake of its user: one line that says what to do, exit status 2."""
-    print(f"train.py: {message}", file=sys.stderr)
+    if parallel.rank() == 0:  # all processes find the same mistake
+        print(f"train.py: {message}", file=sys.stderr)
     sys.exit(2)
 
 
@@ -184,7 +195,8 @@ def parse_settings(arguments=None):
         if settings.preset == "auto":
             settings.preset = "gsm8k" if torch.cuda.is_available() else "tiny"
             found = "a CUDA device was found" if torch.cuda.is_available() else "no CUDA device was found"
-            print(f"preset {settings.preset}, as {found}; --preset chooses")
+            if parallel.rank() == 0:
+                print(f"preset {settings.preset}, as {found}; --preset chooses")
         for name, objectives in USED_BY.items():
             if name in given and settings.objective not in objectives:
                 fail(f"--{name.replace('_', '-')} is not used by {settings.objective}: leave it out, or choose one of "
@@ -226,7 +238,7 @@ def resumed_settings(given):
 def check(settings):
     r"""Exits with status 2 and one line where a setting cannot work."""
     for name in ("eval_size", "steps", "prompts_per_step", "group_size", "minibatch_size", "micro_batch_size", "epochs",
-                 "max_new_tokens"):
+                 "max_new_tokens", "tokens_per_microbatch"):
         if getattr(settings, name) < 1:
             fail(f"--{name.replace('_', '-')} must be at least 1, not {getattr(settings, name)}")
     for name in ("eval_every", "save_every", "warmup_steps", "lr_decay_steps", "weight_decay", "beta", "ref_update_every",
@@ -244,6 +256,8 @@ def check(settings):
     if updated and (settings.reference == "sampler" or not settings.beta):
         fail("--ref-update-every and --ref-update-kl need --reference initial and --beta above 0: the sampler is new "
              "at each step anyway")
+    if settings.shard and parallel.world() == 1:
+        fail("--shard splits the weights over several processes: start them by torchrun --nproc_per_node=N train.py ...")
     if settings.group_size == 1:
         fail("--group-size 1 leaves nothing to compare a response with: use at least 2")
     responses = settings.prompts_per_step * settings.group_size

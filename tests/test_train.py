@@ -278,7 +278,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch, capsys):
         run("--resume", tmp_path / "run", "--steps", 4, quick=False)
     assert stop.value.code == 1
     message = [line for line in capsys.readouterr().err.splitlines() if line.startswith("train.py:")]
-    assert len(message) == 1 and "step 3" in message[0] and "checkpoint-000002" in message[0]
+    assert len(message) == 1 and "step 4" in message[0] and "3 updates in a row" in message[0]
+    assert "checkpoint-000002" in message[0]
     assert {path: path.read_bytes() for path in kept} == kept
 
 
