@@ -150,7 +150,9 @@ def state_dicts(model, optimizer=None):
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, get_optimizer_state_dict
 
     whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    return (get_model_state_dict(model, options=whole),
+    weights = get_model_state_dict(model, options=whole)
+    once = {name for name, _ in [*model.named_parameters(), *model.named_buffers()]}  # tied weights have two names
+    return ({name: tensor for name, tensor in weights.items() if name in once},
             get_optimizer_state_dict(model, optimizer, options=whole) if optimizer else None)
 
 

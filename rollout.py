@@ -36,8 +36,7 @@ import hashlib
 from dataclasses import dataclass
 
 import torch
-from transformers import DynamicCache, StaticCache
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, StaticLayer
 
 PREFILL_TOKENS = 4096  # prompt tokens, padding included, that are read in one forward pass
 BLOCK_NUMBERS = 2**24  # of float32 that a block of logits may have: 64 MB
@@ -179,7 +178,7 @@ def prefill(model, prompt_ids, prompt_mask, group_size, room, static=False):
     r"""Reads each prompt once: (cache of N = B * group_size rows with room for more tokens, logits [N, V] of y_1).
 
     Prompts are read in order of length, PREFILL_TOKENS at a time, to pad little. `static` makes the cache of
-    transformers' StaticCache, whose shapes and addresses never change.
+    transformers' StaticLayer, whose shapes and addresses never change.
     """
     B, P = prompt_ids.shape
     lengths = prompt_mask.sum(dim=1)  # [B]
@@ -203,9 +202,9 @@ def prefill(model, prompt_ids, prompt_mask, group_size, room, static=False):
                 buffer[rows, :, P - p : P] = new.repeat_interleave(group_size, dim=0)
     if not static:
         return Cache(layers=[InPlaceLayer(*pair, P) for pair in buffers]), logits
-    cache = StaticCache(model.config, max_cache_len=P + room)
+    cache = Cache(layers=[StaticLayer(max_cache_len=P + room) for _ in buffers])
     for layer, (keys, values) in zip(cache.layers, buffers):
-        layer.lazy_initialization(keys[:, :, :1], values[:, :, :1])
+        layer.lazy_initialization(keys, values)
         layer.keys.copy_(keys)
         layer.values.copy_(values)
         layer.cumulative_length.fill_(P)

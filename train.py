@@ -289,7 +289,9 @@ def microbatches(rollout, rows, settings):
     r"""Cuts whole groups of rows into parts for one forward pass: a list of (rows of the part, rows that share a prompt).
 
     At most micro_batch_size responses and tokens_per_microbatch tokens, padding included, in a part; responses of like
-    length together, so that little is padding. Where a group does not fit, it is cut into pieces that do.
+    length together, so that little is padding. Where a group does not fit, it is cut into pieces that do. Nothing is
+    shared with gradient checkpointing, which keeps no cache, nor with sharded weights, which every process must put
+    together equally often.
     """
     G, lengths = settings.group_size, rollout.response_mask.sum(dim=1).cpu()  # [N]
     prompts = rollout.attention_mask.sum(dim=1).cpu() - lengths  # [N]
@@ -299,11 +301,9 @@ def microbatches(rollout, rows, settings):
     rows = rows.gather(1, lengths[rows].argsort(dim=1))  # within a group too, for the pieces
 
     def tokens(pieces):  # [k, piece] -> of one padded forward pass
-        each_reads_its_own = 1 if not settings.gradient_checkpointing else pieces.shape[1]
-        return len(pieces) * (int(prompts[pieces].max()) * each_reads_its_own
-                              + pieces.shape[1] * int(lengths[pieces].max()))
+        return len(pieces) * (int(prompts[pieces].max()) + pieces.shape[1] * int(lengths[pieces].max()))
 
-    for piece in (g for g in range(G, 0, -1) if G % g == 0):
+    for piece in (g for g in range(1 if settings.gradient_checkpointing or settings.shard else G, 0, -1) if G % g == 0):
         pieces = rows.view(-1, piece)
         if piece == 1 or piece <= settings.micro_batch_size and all(
                 tokens(one[None]) <= settings.tokens_per_microbatch for one in pieces):
@@ -428,7 +428,7 @@ def train(settings):
         parallel.shard(model, token_log_probs)
         if reference:
             parallel.shard(reference, token_log_probs)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
     progress = dict(step=0, optimizer_steps=0, drawn=0, average_kl=0.0, skipped=0, seconds=0.0)
     if saved:
         try:

@@ -7,7 +7,7 @@ import torch
 from conftest import small_model
 
 from gsm8k import format_prompt
-from rollout import Rollout, inverse_cdf, pad_left, positions, sample_rollouts, token_log_probs, uniforms
+from rollout import Rollout, has_plain_head, inverse_cdf, pad_left, positions, sample_rollouts, token_log_probs, uniforms
 
 PROMPTS = [
     "Ava has 12 apples. How many apples does Ava have?",
@@ -212,3 +212,158 @@ def test_training_mode_is_put_back(tiny):
 def test_bad_arguments_are_refused(tiny, arguments, message):
     with pytest.raises(ValueError, match=message):
         sample_rollouts(*tiny, **arguments)
+
+
+# --- the cache, the group's shared prompt, the vocabulary in blocks ---
+
+@pytest.mark.parametrize("decode", ["eager", "static"])
+def test_a_window_of_attention_and_a_soft_capped_head(tokenizer, decode):
+    r"""Gemma 2: some layers see 8 tokens only, and the logits are bounded behind the head."""
+    import transformers as hf
+
+    torch.manual_seed(0)
+    model = hf.Gemma2ForCausalLM(hf.Gemma2Config(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, sliding_window=8, final_logit_softcapping=2.0, attn_implementation="eager",
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=0, bos_token_id=None)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3.0 if parameter.dim() > 1 else 1.0)
+    assert not has_plain_head(model) and model(torch.arange(4)[None]).logits.abs().max() <= 2.0
+    rollout = sample_rollouts(model, tokenizer, prompts_for(tokenizer), 3, 20, seed=0, decode=decode)
+    for group_size in (1, 3):
+        again = token_log_probs(model, rollout, group_size=group_size)
+        torch.testing.assert_close(again, rollout.log_probs, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_a_prompt_read_once_for_its_group_gives_the_same_gradient(any_model, temperature):
+    model, tokenizer = copy.deepcopy(any_model[0]), any_model[1]
+    assert has_plain_head(model)
+    rollout = sample_rollouts(model, tokenizer, prompts_for(tokenizer), 4, 24, temperature, seed=1)
+    weights = torch.randn(rollout.log_probs.shape, generator=torch.Generator().manual_seed(0))
+    results = {}
+    for group_size in (1, 2, 4):
+        model.zero_grad()
+        log_probs = token_log_probs(model, rollout, temperature, group_size)
+        (weights * log_probs).sum().backward()
+        results[group_size] = log_probs.detach(), torch.cat([p.grad.flatten() for p in model.parameters()])
+    for group_size in (2, 4):
+        torch.testing.assert_close(results[group_size][0], results[1][0], atol=1e-4, rtol=0)
+        assert (results[group_size][1] - results[1][1]).norm() < 1e-5 * results[1][1].norm()
+
+
+def test_one_token_responses_in_a_group(tiny):
+    rollout = sample_rollouts(*tiny, prompts_for(tiny[1]), 4, 1, seed=0)
+    torch.testing.assert_close(token_log_probs(tiny[0], rollout, 1.0, 4), rollout.log_probs, atol=1e-4, rtol=0)
+
+
+def test_the_group_s_prompt_is_read_once(tiny):
+    model, tokenizer = copy.deepcopy(tiny[0]), tiny[1]
+    rollout = sample_rollouts(model, tokenizer, prompts_for(tokenizer), 8, 20, seed=0)
+    seen = []
+    model.model.layers[0].mlp.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[:2].numel()))
+    N, T = rollout.response_mask.shape
+    P = rollout.sequences.shape[1] - T
+    token_log_probs(model, rollout, 1.0, 8)
+    assert sum(seen) == N // 8 * P + N * (T - 1)
+    seen.clear()
+    sample_rollouts(model, tokenizer, prompts_for(tokenizer), 8, 20, seed=0)
+    assert seen[0] == N // 8 * P and sum(seen[1:]) <= N * (T - 1)
+
+
+def test_rows_leave_the_batch(tiny):
+    model, tokenizer = copy.deepcopy(tiny[0]), tiny[1]
+    rows = []
+    model.model.layers[0].mlp.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
+    rollout = sample_rollouts(model, tokenizer, prompts_for(tokenizer)[:2], 16, 72, seed=0)
+    lengths = rollout.response_mask.sum(dim=1)
+    alive = [int((lengths > t).sum()) for t in range(1, int(lengths.max()))]
+    assert all(a <= n <= a * 8 / 7 + 1 for a, n in zip(alive, rows[1:])) and rows[-1] < 32
+
+
+def test_prompts_of_very_different_length_pad_little(tiny, monkeypatch):
+    import rollout as module
+
+    model, tokenizer = copy.deepcopy(tiny[0]), tiny[1]
+    prompts = prompts_for(tokenizer) + ["word " * 300]
+    whole = sample_rollouts(model, tokenizer, prompts, 2, 12, seed=0)
+    seen = []
+    model.model.layers[0].mlp.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[:2].numel()))
+    monkeypatch.setattr(module, "PREFILL_TOKENS", 400)
+    bucketed = sample_rollouts(model, tokenizer, prompts, 2, 12, seed=0)
+    tokens = sum(len(tokenizer(prompt).input_ids) for prompt in prompts)
+    padded = len(prompts) * max(len(tokenizer(prompt).input_ids) for prompt in prompts)
+    assert tokens <= sum(n for n in seen if n > 8) < padded
+    assert bucketed.texts == whole.texts
+    torch.testing.assert_close(bucketed.log_probs, whole.log_probs, atol=1e-4, rtol=0)
+
+
+def test_a_cache_of_fixed_shape_samples_the_same(any_model):
+    model, tokenizer = any_model
+    rollouts = [sample_rollouts(model, tokenizer, prompts_for(tokenizer), 4, 40, 1.2, seed=3, decode=decode)
+                for decode in ("eager", "static")]
+    assert rollouts[0].texts == rollouts[1].texts
+    assert torch.equal(rollouts[0].sequences, rollouts[1].sequences)
+    torch.testing.assert_close(rollouts[0].log_probs, rollouts[1].log_probs, atol=1e-4, rtol=0)
+
+
+def test_compiled_decoding_compiles_once_for_all_tokens(tiny, monkeypatch):
+    r"""With the graph captured but not made into code, so that the test needs no compiler."""
+    compiled, graphs = torch.compile, []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", lambda model, mode, dynamic: compiled(model, backend=backend, dynamic=dynamic))
+    eager = sample_rollouts(*tiny, prompts_for(tiny[1]), 4, 24, seed=3)
+    torch._dynamo.reset()
+    captured = sample_rollouts(copy.deepcopy(tiny[0]), tiny[1], prompts_for(tiny[1]), 4, 24, seed=3, decode="compiled")
+    assert captured.texts == eager.texts and 1 <= len(graphs) <= 2
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 0.05)])
+def test_the_vocabulary_in_blocks(dtype, tolerance, monkeypatch):
+    import rollout as module
+
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = (torch.randn(shape, generator=generator).to(dtype).requires_grad_()
+                      for shape in ((7, 16), (1000, 16)))
+    targets = torch.tensor([0, 1, 255, 256, 511, 998, 999])  # on both sides of the blocks' borders
+    upstream = torch.randn(7, generator=generator)
+    monkeypatch.setattr(module, "BLOCK_NUMBERS", 7 * 256)
+    ours = module.VocabularyLogProbs.apply(hidden, weight, targets)
+    gradients = torch.autograd.grad((ours * upstream).sum(), (hidden, weight))
+    plain = (hidden.float() @ weight.float().T).log_softmax(dim=-1)[torch.arange(7), targets]
+    expected = torch.autograd.grad((plain * upstream).sum(), (hidden, weight))
+    torch.testing.assert_close(ours, plain, atol=tolerance, rtol=tolerance)
+    for a, b in zip(gradients, expected):
+        assert a.dtype == dtype and (a.float() - b.float()).norm() < max(tolerance, 1e-5) * b.float().norm()
+
+
+def test_blocks_are_used_and_change_nothing(any_model, monkeypatch):
+    import rollout as module
+
+    model, tokenizer = copy.deepcopy(any_model[0]), any_model[1]
+    rollout = sample_rollouts(model, tokenizer, prompts_for(tokenizer), 2, 16, seed=1)
+    results = []
+    for numbers in (2**24, 256 * int(rollout.response_mask.sum())):
+        monkeypatch.setattr(module, "BLOCK_NUMBERS", numbers)
+        model.zero_grad()
+        log_probs = token_log_probs(model, rollout, 0.8, 2)
+        log_probs.square().sum().backward()
+        results.append((log_probs.detach(), torch.cat([p.grad.flatten() for p in model.parameters()])))
+        assert ("VocabularyLogProbs" in repr(log_probs.grad_fn.next_functions)) == (numbers < 2**24)
+    torch.testing.assert_close(results[0][0], results[1][0], atol=1e-4, rtol=0)
+    assert (results[0][1] - results[1][1]).norm() < 1e-5 * results[0][1].norm()
+
+
+def test_bfloat16_sampler_and_trainer_agree(tiny):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rollout = sample_rollouts(*tiny, prompts_for(tiny[1]), 8, 40, seed=1)
+        again = token_log_probs(tiny[0], rollout, 1.0, 8).detach()
+    mean = (again - rollout.log_probs).abs().sum() / rollout.response_mask.sum()
+    assert mean < 2e-2
+    assert (token_log_probs(tiny[0], rollout).detach() - again).abs().max() > 1e-5  # it was another precision

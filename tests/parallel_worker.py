@@ -1,0 +1,33 @@
+r"""Run by test_parallel.py under torchrun: several short runs in one go, as starting processes takes longest."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import parallel  # noqa: E402
+import train as program  # noqa: E402
+from settings import parse_settings  # noqa: E402
+
+out, *names = sys.argv[1:]
+RUNS = dict(
+    replicas=["--objective", "pmd_mean"],
+    shards=["--objective", "pmd_mean", "--shard"],
+    # 3 prompts on 2 processes, filtered, a reference, several small microbatches: uneven in every way
+    uneven=["--objective", "dapo", "--prompts-per-step", "3", "--minibatch-size", "12", "--tokens-per-microbatch", "100"],
+    uneven_shards=["--objective", "grpo", "--prompts-per-step", "3", "--minibatch-size", "12", "--shard",
+                   "--tokens-per-microbatch", "100", "--ref-update-every", "2"],
+    # one prompt on 2 processes: one of them has nothing to do
+    one_prompt=["--objective", "rloo", "--prompts-per-step", "1", "--minibatch-size", "4"],
+)
+QUICK = ["--preset", "tiny", "--prompts-per-step", "4", "--group-size", "4", "--minibatch-size", "8", "--steps", "2",
+         "--eval-size", "5", "--eval-every", "2", "--save-every", "2", "--max-new-tokens", "40", "--device", "cpu"]
+
+for name in names:
+    flags = [flag for flag in RUNS[name] if flag != "--shard" or parallel.world() > 1]
+    settings = parse_settings([*QUICK, "--out", f"{out}/{name}", *flags])
+    parallel.start(program.device_of(settings))
+    program.train(settings)
+    if name == "shards":  # weights and optimizer are put together for the checkpoint, and taken apart again
+        program.train(parse_settings(["--resume", f"{out}/{name}", "--steps", "3"]))
+parallel.stop()
