@@ -152,7 +152,7 @@ def inverse_cdf(log_probs, uniform):
 
 
 class InPlaceLayer(DynamicLayer):
-    r"""Keys and values of one layer, written in place into buffers [N, heads, P+T, size], the first `length` of it used.
+    r"""Keys and values of one layer, in place in buffers [N, heads, P+T, size] of which `length` columns are used.
 
     transformers' own DynamicLayer grows by torch.cat, which copies the whole cache at every token.
     """

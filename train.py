@@ -226,7 +226,7 @@ def evaluate(model, tokenizer, problems, settings):
 
 
 def printable(text):
-    r"""Text for the console: control characters as escapes, as they could clear the screen or forge a line, and short."""
+    r"""Text for the console: control characters, which could clear the screen, as escapes; long lines cut."""
     shown = "".join(c if c == "\n" or c.isprintable() else c.encode("unicode_escape").decode() for c in text[:2000])
     lines = [line if len(line) <= 500 else f"{line[:500]} ... ({len(line) - 500} more characters)"
              for line in shown.split("\n")]
@@ -286,7 +286,7 @@ def needs_reference(settings):
 
 
 def microbatches(rollout, rows, settings):
-    r"""Cuts whole groups of rows into parts for one forward pass: a list of (rows of the part, rows that share a prompt).
+    r"""Cuts whole groups of rows into parts for one forward pass: a list of (rows of the part, rows per prompt).
 
     At most micro_batch_size responses and tokens_per_microbatch tokens, padding included, in a part; responses of like
     length together, so that little is padding. Where a group does not fit, it is cut into pieces that do. Nothing is
@@ -445,8 +445,8 @@ def train(settings):
         write_json(out / "config.json", {**dataclasses.asdict(settings), "resume": None})
         rows = truncate_metrics(metrics_path, progress["step"] if saved else -1)
         parameters = sum(parameter.numel() for parameter in model.parameters())
-        print(f"{settings.objective}: {parameters:,} parameters on {parallel.world()} x {model.device}, {len(problems)} "
-              f"training problems, {len(held_out)} held out, run in {out}")
+        print(f"{settings.objective}: {parameters:,} parameters on {parallel.world()} x {model.device}, "
+              f"{len(problems)} training problems, {len(held_out)} held out, run in {out}")
         if settings.resume:
             print(f"goes on after step {progress['step']}")
     rows = parallel.from_first(rows)
@@ -558,7 +558,8 @@ def train(settings):
         if stopped and step < settings.steps:
             bar.close()
             if first:
-                print(f"\ntrain.py: stopped after step {step}, which is saved; go on with --resume {out}", file=sys.stderr)
+                print(f"\ntrain.py: stopped after step {step}, which is saved; go on with --resume {out}",
+                      file=sys.stderr)
             sys.exit(130)
     bar.close()
 
@@ -589,8 +590,8 @@ def stop_if_hopeless(step, skipped, totals, model, out):
             stop_not_finite(step, f"the weights of {name} are not finite", out)
     if skipped >= SKIPPED_IN_A_ROW:
         what = "loss" if not math.isfinite(totals["loss"]) else "gradient"
-        stop_not_finite(step, f"the {what} was not finite in {skipped} updates in a row (loss {totals['loss']}, gradient "
-                        f"norm {totals['grad_norm']})", out)
+        stop_not_finite(step, f"the {what} was not finite in {skipped} updates in a row (loss {totals['loss']}, "
+                        f"gradient norm {totals['grad_norm']})", out)
 
 
 def stop_not_finite(step, cause, out):

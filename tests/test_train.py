@@ -2,12 +2,7 @@ r"""The loop: its command line, its gradient, its record, and that a run that wa
 
 import json
 import math
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 
 import pytest
 import torch
@@ -227,22 +222,6 @@ def test_resumed_equals_uninterrupted(tmp_path, finished):
     a = load_file(finished / "model" / "model.safetensors")
     b = load_file(tmp_path / "run" / "model" / "model.safetensors")
     assert all(torch.equal(a[name], b[name]) for name in a)
-
-
-@pytest.mark.slow
-def test_killed_and_resumed_equals_uninterrupted(tmp_path, finished):
-    out = tmp_path / "run"
-    command = [sys.executable, str(ROOT / "train.py"), *QUICK, "--steps", "4", "--save-every", "2", "--out", str(out)]
-    environment = dict(os.environ, OMP_NUM_THREADS=str(torch.get_num_threads()))
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
-    deadline = time.time() + 120
-    while not (out / "checkpoint-000002").exists() and time.time() < deadline:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert (out / "checkpoint-000002").exists() and not (out / "model").exists()
-    run("--resume", out, quick=False)
-    assert without_timings(read_metrics(out)) == without_timings(read_metrics(finished))
 
 
 def test_a_run_killed_while_its_model_was_written_ends_well(tmp_path, finished):
