@@ -34,7 +34,7 @@ def write_json(path, value):
 
 
 def write_model(folder, model, tokenizer, weights=None):
-    r"""Writes a Hugging Face directory whole or not at all, under another name first; all processes call, one writes."""
+    r"""Writes a Hugging Face directory whole or not at all; all processes call, one writes."""
     weights = parallel.state_dicts(model)[0] if weights is None else weights
     if parallel.rank() == 0:
         temporary = Path(f"{folder}.tmp")

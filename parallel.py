@@ -81,7 +81,7 @@ def total(tensor):
 
 
 def sum_gradients(model):
-    r"""Adds up the gradients of all processes; a process that had nothing to do adds zeros. Shards are summed already."""
+    r"""Adds up the gradients of all processes; one that had nothing to do adds zeros. Shards are summed already."""
     if world() == 1 or is_sharded(model):
         return
     waiting = []

@@ -39,6 +39,7 @@ import torch
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, StaticLayer
 
 PREFILL_TOKENS = 4096  # prompt tokens, padding included, that are read in one forward pass
+ROOM = 16  # columns by which a cache that is full grows
 BLOCK_NUMBERS = 2**24  # of float32 that a block of logits may have: 64 MB
 
 
@@ -152,9 +153,10 @@ def inverse_cdf(log_probs, uniform):
 
 
 class InPlaceLayer(DynamicLayer):
-    r"""Keys and values of one layer, in place in buffers [N, heads, P+T, size] of which `length` columns are used.
+    r"""Keys and values of one layer, in place in buffers [N, heads, room, size] of which `length` columns are used.
 
-    transformers' own DynamicLayer grows by torch.cat, which copies the whole cache at every token.
+    transformers' own DynamicLayer grows by torch.cat, which copies the whole cache at every token; this one at every
+    ROOM-th.
     """
 
     def __init__(self, keys, values, length):
@@ -164,6 +166,8 @@ class InPlaceLayer(DynamicLayer):
 
     def update(self, keys, values, *args, **kwargs):
         end = self.length + keys.shape[2]
+        if end > self.buffers[0].shape[2]:
+            self.buffers = tuple(torch.nn.functional.pad(buffer, (0, 0, 0, ROOM)) for buffer in self.buffers)
         for buffer, new in zip(self.buffers, (keys, values)):
             buffer[:, :, self.length : end] = new
         self.length = end
@@ -175,7 +179,7 @@ class InPlaceLayer(DynamicLayer):
 
 
 def prefill(model, prompt_ids, prompt_mask, group_size, room, static=False):
-    r"""Reads each prompt once: (cache of N = B * group_size rows with room for more tokens, logits [N, V] of y_1).
+    r"""Reads each prompt once: (cache of N = B * group_size rows with some room, logits [N, V] of y_1).
 
     Prompts are read in order of length, PREFILL_TOKENS at a time, to pad little. `static` makes the cache of
     transformers' StaticLayer, whose shapes and addresses never change.
@@ -194,8 +198,10 @@ def prefill(model, prompt_ids, prompt_mask, group_size, room, static=False):
         rows = (chunk[:, None] * group_size + torch.arange(group_size, device=chunk.device)).flatten()  # [b * G]
         if buffers is None:
             logits = output.logits.new_empty(B * group_size, output.logits.shape[2])  # [N, V]
-            buffers = [tuple(x.new_zeros(B * group_size, x.shape[1], P + room, x.shape[3]) for x in (l.keys, l.values))
+            buffers = [tuple(x.new_empty(B * group_size, x.shape[1], P + room, x.shape[3]) for x in (l.keys, l.values))
                        for l in part.layers]  # [N, heads, P + room, size]
+            for buffer in (x for pair in buffers for x in pair):  # what is masked must still be finite
+                buffer[:, :, : P if not static else None].zero_()
         logits[rows] = output.logits[:, -1].repeat_interleave(group_size, dim=0)
         for layer, pair in zip(part.layers, buffers):
             for buffer, new in zip(pair, (layer.keys, layer.values)):
@@ -242,7 +248,8 @@ def sample_rollouts(
     was_training = model.training
     model.eval()  # no dropout: the sampler is the policy itself
 
-    cache, logits = prefill(model, prompt_ids, prompt_mask, group_size, max_new_tokens, static=decode != "eager")
+    cache, logits = prefill(model, prompt_ids, prompt_mask, group_size, max_new_tokens if decode != "eager" else ROOM,
+                            static=decode != "eager")
     prompt_ids = prompt_ids.repeat_interleave(group_size, dim=0)  # [N, P]
     prompt_mask = prompt_mask.repeat_interleave(group_size, dim=0)  # [N, P]
     step = model
@@ -268,14 +275,14 @@ def sample_rollouts(
         tokens[rows, t] = token
         log_probs[rows, t] = log_p.gather(1, token[:, None]).squeeze(1)
 
-        ends = torch.isin(token, eos) & ~ended[rows]  # [len(rows)]
+        ends = (token[:, None] == eos).any(dim=1) & ~ended[rows]  # [len(rows)]
         lengths[rows[ends]] = t + 1
         ended[rows[ends]] = True
         alive = (~ended[rows]).nonzero().squeeze(1)
         if len(alive) == 0 or t + 1 == max_new_tokens:
             break
-        # Leaving costs a copy of the cache, so rows wait for each other until an eighth of the batch has ended.
-        if decode == "eager" and len(alive) <= 7 / 8 * len(rows):
+        # Leaving costs a copy of the cache, so rows wait for each other until a quarter of the batch has ended.
+        if decode == "eager" and len(alive) <= 3 / 4 * len(rows):
             rows, token, mask = rows[alive], token[alive], mask[alive]
             cache.batch_select_indices(alive)
         mask[:, P + t] = 1

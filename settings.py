@@ -96,8 +96,8 @@ class Settings:
     minibatch_size: int = setting(None, "responses per optimizer step: whole groups, a divisor of all responses "
                                   "(with --filter-groups the last one may be smaller)")
     micro_batch_size: int = setting(None, "responses per forward pass at most; gradients add up to the minibatch's")
-    tokens_per_microbatch: int = setting(None, "tokens per forward pass, padding included, the shared prompt of a group "
-                                         "counted once: bounds the memory of an update whatever the lengths are")
+    tokens_per_microbatch: int = setting(None, "tokens per forward pass at most, padding included, the prompt of a "
+                                         "group counted once: bounds the memory of an update whatever the lengths")
     epochs: int = setting(1, "passes over a step's responses")
     max_new_tokens: int = setting(None, "longest response, in tokens; a longer one is truncated")
     temperature: float = setting(1.0, "sampling temperature; the policy trained is the tempered one")
@@ -128,8 +128,8 @@ class Settings:
     overlong_penalty: int = setting(None, "DAPO's: over the last so many tokens before max_new_tokens, the reward "
                                     "falls by up to 1; 0: none (default: 0; a quarter of --max-new-tokens for dapo)")
     length_reward: float = setting(0.0, "weight of Kimi k1.5's length reward; 0: none")
-    old_log_probs: str = setting("auto", "log-probs of the policy that sampled: the sampler's own, or recomputed by one more "
-                                 "pass over the responses; auto: recomputed in bfloat16, else the sampler's",
+    old_log_probs: str = setting("auto", "log-probs of the policy that sampled: the sampler's own, or recomputed by "
+                                 "one more pass over the responses; auto: recomputed in bfloat16, else the sampler's",
                                  choices=("auto", "sampler", "recomputed"))
     optimizer_reset: bool = setting(False, "AdamW forgets its averages at each step, as in Kimi k1.5")
     seed: int = setting(0, "seed of everything random")
@@ -138,7 +138,8 @@ class Settings:
     resume: str = setting(None, "folder of a run to continue, with its own settings; only --steps may be given too")
     device: str = setting("auto", "cpu, cuda, cuda:1, ...; auto: cuda where there is one")
     dtype: str = setting("auto", "of matrix products; the weights stay float32, as bfloat16 ones lose small updates. "
-                         "auto: bfloat16 where the hardware multiplies it, else float32", choices=("auto", "float32", "bfloat16"))
+                         "auto: bfloat16 where the hardware multiplies it, else float32",
+                         choices=("auto", "float32", "bfloat16"))
     decode: str = setting("eager", "eager: responses that have ended leave the batch; static: a cache of fixed shape; "
                           "compiled: that through torch.compile, with CUDA graphs on a GPU",
                           choices=("eager", "static", "compiled"))
@@ -241,8 +242,8 @@ def check(settings):
                  "max_new_tokens", "tokens_per_microbatch"):
         if getattr(settings, name) < 1:
             fail(f"--{name.replace('_', '-')} must be at least 1, not {getattr(settings, name)}")
-    for name in ("eval_every", "save_every", "warmup_steps", "lr_decay_steps", "weight_decay", "beta", "ref_update_every",
-                 "ref_update_kl", "overlong_penalty", "length_reward", "eps_low", "eps_high"):
+    for name in ("eval_every", "save_every", "warmup_steps", "lr_decay_steps", "weight_decay", "beta",
+                 "ref_update_every", "ref_update_kl", "overlong_penalty", "length_reward", "eps_low", "eps_high"):
         if not getattr(settings, name) >= 0:
             fail(f"--{name.replace('_', '-')} must not be negative")
     for name in ("tau", "lr", "temperature", "max_grad_norm"):
@@ -257,7 +258,7 @@ def check(settings):
         fail("--ref-update-every and --ref-update-kl need --reference initial and --beta above 0: the sampler is new "
              "at each step anyway")
     if settings.shard and parallel.world() == 1:
-        fail("--shard splits the weights over several processes: start them by torchrun --nproc_per_node=N train.py ...")
+        fail("--shard splits the weights over several processes: use torchrun --nproc_per_node=N train.py ...")
     if settings.group_size == 1:
         fail("--group-size 1 leaves nothing to compare a response with: use at least 2")
     responses = settings.prompts_per_step * settings.group_size

@@ -27,8 +27,9 @@ torch.manual_seed(0)
 size = int(sys.argv[1])
 model = Qwen2ForCausalLM(Qwen2Config(vocab_size=V, hidden_size=size, intermediate_size=2 * size, num_hidden_layers=1,
                                      num_attention_heads=2, num_key_value_heads=1, tie_word_embeddings=True))
-settings = parse_settings(["--preset", "tiny", "--group-size", "16", "--prompts-per-step", "1", "--minibatch-size", "16",
-                           "--tokens-per-microbatch", "100000", "--device", "cpu", "--dtype", "float32"])
+settings = parse_settings(["--preset", "tiny", "--group-size", "16", "--prompts-per-step", "1",
+                           "--minibatch-size", "16", "--tokens-per-microbatch", "100000", "--device", "cpu", "--dtype",
+                           "float32"])
 mask = torch.ones(N, T, dtype=torch.bool)
 rollout = Rollout(torch.randint(V, (N, P + T)), torch.ones(N, P + T, dtype=torch.long), mask, torch.full((N, T), -12.0),
                   [""] * N, torch.zeros(N, dtype=torch.bool))

@@ -109,7 +109,8 @@ def test_a_full_disk_is_one_line(tmp_path):
     out = tmp_path / "run"
     run("--steps", 1, "--save-every", 1, "--out", out)
     kept = {path: path.read_bytes() for path in (out / "checkpoint-000001").rglob("*") if path.is_file()}
-    command = f"ulimit -f 2000; exec {sys.executable} {ROOT / 'train.py'} --resume {out} --steps 2"  # files up to 1 or 2 MB
+    # Files of 2 MB at most.
+    command = f"ulimit -f 2000; exec {sys.executable} {ROOT / 'train.py'} --resume {out} --steps 2"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120)
     lines = [line for line in done.stderr.splitlines() if line.startswith("train.py:")]
     assert done.returncode == 2 and len(lines) == 1 and str(out) in lines[0] and "Traceback" not in done.stderr
@@ -145,7 +146,7 @@ def of_another_model(folder, tokenizer):
     lambda folder, tokenizer: truncate(folder / "state.json"),
     lambda folder, tokenizer: (folder / "state.json").write_text('{"step": 2}'),
     lambda folder, tokenizer: (folder / "optimizer.pt").unlink(),
-    lambda folder, tokenizer: (folder / "optimizer.pt").write_bytes(b"cposix\nsystem\n(S'true'\ntR."),  # a hostile pickle
+    lambda folder, tokenizer: (folder / "optimizer.pt").write_bytes(b"cposix\nsystem\n(S'true'\ntR."),
     of_another_model,
 ])
 def test_a_damaged_or_foreign_checkpoint_is_one_line(tmp_path, finished, tokenizer, capsys, damage):  # noqa: F811
