@@ -119,14 +119,13 @@ def load_state(folder, model, optimizer, reference):
 def truncate_metrics(path, step):
     r"""Keeps the lines of metrics.jsonl up to `step`; a last line cut short by a kill goes too. Returns them."""
     kept = []
-    if path.exists():
-        for line in path.read_text().splitlines():
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError:
-                break
+    for line in path.read_bytes().split(b"\n") if path.exists() else []:
+        try:
+            row = json.loads(line)
             if row["step"] <= step:
                 kept.append(row)
+        except (ValueError, TypeError, KeyError):  # what a crash may leave: half a line, nulls, bytes of another file
+            break
     temporary = Path(f"{path}.tmp")
     temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
     os.replace(temporary, path)

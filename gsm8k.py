@@ -45,6 +45,8 @@ def load_problems(source, split="train", limit=None):
             rows = datasets.load_dataset("json", data_files=str(path), split="train")
         else:
             rows = datasets.load_dataset(source, "main" if source == HUB_NAME else None, split=split)
+        columns = rows.column_names
+        problems = list(rows.select(range(min(limit or len(rows), len(rows)))))  # here text that is not UTF-8 shows
     except Exception as error:  # datasets raises many kinds; each means that the rows cannot be had
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         if looks_local:
@@ -53,18 +55,16 @@ def load_problems(source, split="train", limit=None):
         raise ValueError(
             f"cannot load {source} from the hub ({reason}): check the network and the name, or give a local JSONL file"
         ) from error
-    missing = [column for column in COLUMNS if column not in rows.column_names]
+    missing = [column for column in COLUMNS if column not in columns]
     if missing:
-        raise ValueError(f"{source} has no column {missing[0]}: found {', '.join(rows.column_names)}; "
-                         "rename its columns to question and answer")
-    rows = rows.select(range(min(limit or len(rows), len(rows))))
-    problems = [{column: str(row[column]) for column in COLUMNS} for row in rows]
-    for number, row in enumerate(rows, start=1):
-        if any(row[column] is None or not str(row[column]).strip() for column in COLUMNS):
+        found = ", ".join(repr(column)[:40] for column in columns[:8])
+        raise ValueError(f"{source} has no column {missing[0]}: found {found}; rename its columns to question and answer")
+    for number, problem in enumerate(problems, start=1):
+        if any(problem[column] is None or not str(problem[column]).strip() for column in COLUMNS):
             raise ValueError(f"{source}, row {number}, has an empty question or answer: fill it in or leave it out")
     if not problems:
         raise ValueError(f"{source} has no rows: it needs at least one problem")
-    return problems
+    return [{column: str(problem[column]) for column in COLUMNS} for problem in problems]
 
 
 def strip_annotations(answer):

@@ -147,10 +147,18 @@ class Settings:
     gradient_checkpointing: bool = setting(False, "recompute activations in backward: less memory, a third more time")
 
 
+def printable(text):
+    r"""Text for the console: control characters, which could clear the screen, as escapes; long lines cut."""
+    shown = "".join(c if c == "\n" or c.isprintable() else c.encode("unicode_escape").decode() for c in text[:2000])
+    lines = [line if len(line) <= 500 else f"{line[:500]} ... ({len(line) - 500} more characters)"
+             for line in shown.split("\n")]
+    return "\n".join(lines) + (f" ... ({len(text) - 2000} more characters)" if len(text) > 2000 else "")
+
+
 def fail(message):
     r"""Ends the program for a mistake of its user: one line that says what to do, exit status 2."""
     if parallel.rank() == 0:  # all processes find the same mistake
-        print(f"train.py: {message}", file=sys.stderr)
+        print(f"train.py: {printable(str(message)).replace(chr(10), ' ')}", file=sys.stderr)
     sys.exit(2)
 
 

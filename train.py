@@ -84,7 +84,7 @@ from kl_estimators import k3
 from pmd_mean import pmd_loss, pmd_mean_advantages, pmd_part_advantages
 from reward_math import math_reward, verify
 from rollout import check_positions, concatenate, has_plain_head, sample_rollouts, token_log_probs, uniforms
-from settings import PMD, RPG, RPG_CLIP, USED_BY, fail, parse_settings
+from settings import PMD, RPG, RPG_CLIP, USED_BY, fail, parse_settings, printable
 
 
 METRICS = ("step", "reward_mean", "eval_accuracy", "loss", "grad_norm", "skipped_updates", "kl_to_old",
@@ -225,14 +225,6 @@ def evaluate(model, tokenizer, problems, settings):
     return sum(right for *_, right in answers) / len(answers), answers
 
 
-def printable(text):
-    r"""Text for the console: control characters, which could clear the screen, as escapes; long lines cut."""
-    shown = "".join(c if c == "\n" or c.isprintable() else c.encode("unicode_escape").decode() for c in text[:2000])
-    lines = [line if len(line) <= 500 else f"{line[:500]} ... ({len(line) - 500} more characters)"
-             for line in shown.split("\n")]
-    return "\n".join(lines) + (f" ... ({len(text) - 2000} more characters)" if len(text) > 2000 else "")
-
-
 def show(answers, step, accuracy):
     r"""Prints a few whole answers with their verdict: always the same problems, so that one sees what changes."""
     lines = [f"\n--- step {step}: {accuracy:.1%} of {len(answers)} held-out problems right; two of them:"]
@@ -242,7 +234,8 @@ def show(answers, step, accuracy):
         lines.append(f"{printable(problem['question'])}\n  " + response.replace("\n", "\n  "))
         lines.append(f"  -> {'right' if right else f'WRONG, the answer is {gold}'}")
     if parallel.rank() == 0:
-        tqdm.write("\n".join(lines), file=sys.stdout)
+        encoding = getattr(sys.stdout, "encoding", None) or "utf-8"  # of a console that may not know every character
+        tqdm.write("\n".join(lines).encode(encoding, "backslashreplace").decode(encoding), file=sys.stdout)
 
 
 def advantages_of(settings, rewards, rollout, ref_log_probs):
@@ -417,8 +410,8 @@ def train(settings):
     if settings.resume and finished and not saved:
         fail(f"the run in {out} is finished and kept no checkpoint to go on from: start a new one with another --out")
     model, tokenizer = load_model(settings, str(saved[0]) if saved else settings.model)
-    longest_question = max((problem["question"] for problem in problems + held_out), key=len)
-    longest = len(tokenizer(format_prompt(tokenizer, longest_question), add_special_tokens=False).input_ids)
+    prompts = [format_prompt(tokenizer, problem["question"]) for problem in problems + held_out]
+    longest = max(map(len, tokenizer(prompts, add_special_tokens=False).input_ids))
     try:
         check_positions(model, longest, settings.max_new_tokens)
     except ValueError as error:
