@@ -47,6 +47,7 @@ def run_one(folder, objective, seed, extra):
         command += ["--resume", str(folder)]
     else:
         command += ["--objective", objective, "--seed", str(seed), "--out", str(folder), *extra]
+    (folder / "kl_moved.json").unlink(missing_ok=True)  # of another model
     status = subprocess.run(command, stdout=subprocess.DEVNULL).returncode
     if status:
         print(f"compare.py: {' '.join(command[1:])} ended with status {status}; repeat the command to go on",
@@ -171,9 +172,13 @@ def main(arguments=None):
     if known.seeds < 1:
         parser.error("--seeds must be at least 1")
 
+    for flag in extra:
+        if flag.split("=")[0] in ("--seed", "--objective", "--resume"):
+            parser.error(f"{flag.split('=')[0]} is given by this program: leave it out; see --objectives and --seeds")
+
     known.out.mkdir(parents=True, exist_ok=True)
     flags = known.out / "flags.json"  # runs with other settings do not belong in one table
-    if flags.exists() and json.loads(flags.read_text()) != extra:
+    if flags.exists() and json.loads(flags.read_text()) != extra and any(known.out.glob("*-seed*/config.json")):
         parser.error(f"{known.out} holds a comparison with other flags, {flags.read_text()}: use another --out")
     flags.write_text(json.dumps(extra))
     results = {}
