@@ -14,7 +14,8 @@ RUNS = dict(
     replicas=["--objective", "pmd_mean"],
     shards=["--objective", "pmd_mean", "--shard"],
     # 3 prompts on 2 processes, filtered, a reference, several small microbatches: uneven in every way
-    uneven=["--objective", "dapo", "--prompts-per-step", "3", "--minibatch-size", "12", "--tokens-per-microbatch", "100"],
+    uneven=["--objective", "dapo", "--prompts-per-step", "3", "--minibatch-size", "12",
+            "--tokens-per-microbatch", "100"],
     uneven_shards=["--objective", "grpo", "--prompts-per-step", "3", "--minibatch-size", "12", "--shard",
                    "--tokens-per-microbatch", "100", "--ref-update-every", "2"],
     # one prompt on 2 processes: one of them has nothing to do
