@@ -1,10 +1,11 @@
 r"""Every tutorial runs from its first cell to its last; its own asserts check what it claims."""
 
+from concurrent.futures import ThreadPoolExecutor
+
+import nbclient
+import nbformat
 import pytest
 from conftest import ROOT
-
-nbformat = pytest.importorskip("nbformat")
-nbclient = pytest.importorskip("nbclient")
 
 NOTEBOOKS = sorted((ROOT / "tutorials").glob("0*.ipynb"))
 
@@ -21,8 +22,20 @@ def test_there_are_eight_and_they_are_committed_executed():
         assert str(ROOT) not in path.read_text(), path.name
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_runs(path):
+def run(path):
     notebook = nbformat.read(path, as_version=4)
     nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(path.parent)}}).execute()
+
+
+@pytest.fixture(scope="module")
+def runs():
+    r"""A future for each notebook; two at a time, each with one thread, as their tensors are small."""
+    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(max_workers=2) as pool:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield {path: pool.submit(run, path) for path in NOTEBOOKS}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_runs(runs, path):
+    runs[path].result()  # raises what the notebook raised, with the cell
