@@ -124,6 +124,44 @@ def test_microbatches_add_up_to_the_full_batch(tiny):
         assert totals_of_parts == pytest.approx(totals, rel=1e-4)
 
 
+def test_token_budgets_add_up_to_the_full_batch(tiny):
+    whole, totals, (_, rollout, _, rows, _) = minibatch_gradient(tiny, "--micro-batch-size", 8)
+    lengths, prompts = rollout.response_mask.sum(dim=1), rollout.attention_mask.sum(dim=1)
+    prompts = prompts - lengths
+    seen = []
+    for budget in (10**6, 300, 150, 1):
+        flags = ("--micro-batch-size", 8, "--tokens-per-microbatch", budget)
+        parts, totals_of_parts, (*_, settings) = minibatch_gradient(tiny, *flags)
+        assert (parts - whole).norm() < 1e-5 * whole.norm()
+        assert totals_of_parts == pytest.approx(totals, rel=1e-4)
+        cut = program.microbatches(rollout, rows, settings)
+        assert sorted(row for part, _ in cut for row in part.tolist()) == sorted(rows.tolist())
+        for part, piece in cut:
+            padded = len(part) // piece * int(prompts[part].max()) + len(part) * int(lengths[part].max())
+            assert padded <= budget or len(part) == piece == 1
+            assert len({row // 4 for row in part.view(-1, piece)[0].tolist()}) == 1  # a piece shares its prompt
+        longest = [int(lengths[part].max()) for part, _ in cut]
+        assert longest == sorted(longest)
+        seen.append((len(cut), cut[0][1]))
+    assert seen[0] == (1, 4) and seen[-1] == (8, 1) and seen[1][0] > 1
+
+
+def test_old_log_probs_can_be_recomputed(tmp_path, monkeypatch):
+    passes = []
+    real = program.log_probs_of
+    monkeypatch.setattr(program, "log_probs_of", lambda *arguments: passes.append(1) or real(*arguments))
+    rows = {}
+    for choice in ("auto", "recomputed"):
+        rows[choice] = run("--steps", 1, "--eval-every", 0, "--save-every", 0, "--old-log-probs", choice,
+                           "--out", tmp_path / choice)[1]
+    assert len(passes) == 1  # only where it was asked for, in float32
+    assert rows["auto"]["loss"] == pytest.approx(rows["recomputed"]["loss"], rel=1e-4)
+    assert all(0 < row["sampler_mismatch"] < 1e-4 for row in rows.values())
+    monkeypatch.setattr(program, "sample_rollouts", lambda *a, **k: sample_rollouts(*a[:5], 0.7, **k))
+    wrong = run("--steps", 1, "--eval-every", 0, "--save-every", 0, "--out", tmp_path / "wrong")[1]
+    assert wrong["sampler_mismatch"] > 1e-3  # the metric sees a sampler with another temperature
+
+
 @pytest.mark.parametrize("temperature", [1.0, 0.8])
 def test_the_gradient_is_that_of_the_regression(tiny, temperature):
     r"""Against -(A - tau s) grad log pi(y), the mean over responses, with s from a second forward pass."""
