@@ -202,4 +202,8 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("\ncompare.py: stopped; the same command goes on", file=sys.stderr)
+        sys.exit(130)

@@ -231,8 +231,13 @@ def test_a_run_that_fails_ends_the_comparison(tmp_path, capsys, in_process, monk
 
 
 def test_a_comparison_without_evaluations_is_refused(tmp_path, capsys, in_process):
-    assert "--eval-every" in refused(capsys, "--objectives", "grpo", "--seeds", "1", "--out", tmp_path / "c", *QUICK,
-                                     "--eval-every", "0")
+    run = tmp_path / "c" / "grpo-seed0"  # as such a run leaves it
+    (run / "model").mkdir(parents=True)
+    for name, text in (("config.json", "{}"), ("model/config.json", "{}"),
+                       ("metrics.jsonl", json.dumps(row(0, None)) + "\n" + json.dumps(row(1, None, 1.0)) + "\n")):
+        (run / name).write_text(text)
+    arguments = ["--objectives", "grpo", "--seeds", "1", "--out", tmp_path / "c", "--eval-every", "0"]
+    assert "--eval-every" in refused(capsys, *arguments) and not in_process
 
 
 # --- a comparison that is really run, stopped, and continued ---
