@@ -1,12 +1,14 @@
 r"""Every tutorial runs from its first cell to its last; its own asserts check what it claims."""
 
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import nbclient
 import nbformat
 import pytest
-from conftest import ROOT
 
+
+ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((ROOT / "tutorials").glob("0*.ipynb"))
 
 
