@@ -71,7 +71,7 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def sampled(tokenizer):
-    r"""(problems, question -> its responses as token lists): two problems whose groups are neither all right nor wrong."""
+    r"""(problems, question -> its responses as token lists): two problems, groups neither all right nor all wrong."""
     problems = load_problems(ROOT / "tiny" / "train.jsonl", limit=24)
     texts = [format_prompt(tokenizer, problem["question"]) for problem in problems]
     rollout = sample_rollouts(tiny_model(), tokenizer, texts, G, 72, seed="integrations")
@@ -347,8 +347,8 @@ def test_config_is_left_as_it_was_and_every_objective_is_known(tmp_path, tokeniz
 @pytest.mark.slow
 def test_documented_command_raises_the_reward(tmp_path):
     r"""The README's command, shorter and faster: five generations, the reward of the last two above the first's."""
-    command = [sys.executable, str(ROOT / "integrations" / "trl_trainer.py"), "--objective", "pmd_mean", "--steps", "20",
-               "--lr", "3e-4", "--out", str(tmp_path / "run")]
+    command = [sys.executable, str(ROOT / "integrations" / "trl_trainer.py"), "--objective", "pmd_mean",
+               "--steps", "20", "--lr", "3e-4", "--out", str(tmp_path / "run")]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     rewards = [float(word) for word in done.stdout.strip().splitlines()[-1].split("generation ")[1].split()]

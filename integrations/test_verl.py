@@ -1,7 +1,7 @@
 r"""The verl plugin against the plain functions, on CPU tensors, in an environment of its own:
 
-    pip install -r integrations/requirements-verl.txt && pip install --no-deps -r integrations/requirements-verl-nodeps.txt \
-        && pytest integrations/test_verl.py
+    pip install -r integrations/requirements-verl.txt && pip install --no-deps verl==0.9.1
+    pytest integrations/test_verl.py
 
 Nothing is trained: verl needs GPUs for that. What verl calls on the way to a gradient is called here: its registries,
 its own `compute_advantage` and `ppo_loss` with the configuration that the launch script makes.

@@ -164,7 +164,8 @@ def main():
     parser = argparse.ArgumentParser(description="Train the embedded model with TRL, on the CPU.")
     parser.add_argument("--objective", default="pmd_mean", choices=OBJECTIVES, metavar="NAME",
                         help=f"one of {', '.join(OBJECTIVES)}")
-    parser.add_argument("--steps", type=int, default=48, help="optimizer steps, four for each generation (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=48,
+                        help="optimizer steps, four for each generation (default: %(default)s)")
     parser.add_argument("--lr", type=float, default=tiny["lr"], help="learning rate, constant (default: %(default)s)")
     parser.add_argument("--out", default="runs/trl", help="folder of TRL's checkpoint (default: %(default)s)")
     chosen = parser.parse_args()

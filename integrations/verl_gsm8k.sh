@@ -3,9 +3,10 @@
 #
 # NOT RUN by its authors, who had no GPU. What was checked without one: every option below exists in verl 0.9.1 and
 # makes the configuration that is meant (integrations/test_verl.py composes it), the plugin registers its names, and its
-# numbers are right. Install verl with its rollout engine first, in an environment of its own: pip install "verl[vllm]==0.9.1"
+# numbers are right.
 #
-# Data: parquet files in verl's format. From a clone of verl: python examples/data_preprocess/gsm8k.py --local_save_dir ~/data/gsm8k
+# Before: verl with its rollout engine, in an environment of its own,  pip install "verl[vllm]==0.9.1"
+# and GSM8K as parquet files in verl's format: its repository's examples/data_preprocess/gsm8k.py writes them.
 set -euo pipefail
 project=$(cd "$(dirname "$0")/.." && pwd)
 data=${DATA:-$HOME/data/gsm8k}
