@@ -103,7 +103,8 @@ class ObjectiveTrainer(GRPOTrainer):
                         self.model, ids, known, mask.shape[1], self.args.per_device_train_batch_size)[0]
             everyone.response_mask, everyone.log_probs, everyone.ref_log_probs = (
                 None if x is None else self.accelerator.gather(self.accelerator.pad_across_processes(x, dim=1))
-                for x in (mask, batch["old_per_token_logps"], batch.get("ref_per_token_logps")))  # [all N, longest T]
+                for x in (mask.long(), batch["old_per_token_logps"], batch.get("ref_per_token_logps"))
+            )  # [all N, longest T]; long, as pad_across_processes makes integers of the bools that it pads
         advantages = advantages_of(self.settings, rewards, everyone, everyone.ref_log_probs)  # [all N] or [all N, T]
         here = slice(self.accelerator.process_index * len(inputs), (self.accelerator.process_index + 1) * len(inputs))
         batch["advantages"] = advantages[here] if advantages.dim() == 1 else advantages[here, : mask.shape[1]]
