@@ -41,6 +41,7 @@ from baselines import grpo_advantages, rloo_advantages
 from pmd_mean import pmd_loss, pmd_mean_advantages, pmd_part_advantages
 from settings import PMD, RPG, RPG_CLIP
 
+pytestmark = pytest.mark.verl
 OBJECTIVES = (*PMD, *RPG, *RPG_CLIP)
 TAU, BETA = 0.1, 0.05
 SCRIPT = ROOT / "integrations" / "verl_gsm8k.sh"
