@@ -33,9 +33,9 @@ def write_json(path, value):
     os.replace(temporary, path)
 
 
-def write_model(folder, model, tokenizer, weights=None):
+def write_model(folder, model, tokenizer):
     r"""Writes a Hugging Face directory whole or not at all; all processes call, one writes."""
-    weights = parallel.state_dicts(model)[0] if weights is None else weights
+    weights = parallel.state_dicts(model)[0]
     if parallel.rank() == 0:
         temporary = Path(f"{folder}.tmp")
         with one_line_errors():
@@ -90,8 +90,8 @@ def checkpoints(run_folder):
     return sorted(path for path in Path(run_folder).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name))
 
 
-def load_state(folder, model, optimizer, reference):
-    r"""Restores optimizer and reference from a checkpoint; returns its state.json: "step" and the progress.
+def load_state(folder, model, optimizer, reference, names):
+    r"""Restores optimizer and reference from a checkpoint; returns its state.json, which must have these names.
 
     Raises ValueError, one line, where a file is damaged or belongs to another run.
     """
@@ -106,7 +106,7 @@ def load_state(folder, model, optimizer, reference):
             weights = type(reference).from_pretrained(folder / "reference", dtype=torch.float32)
             parallel.load_weights(reference, weights.state_dict())
         progress = json.loads((folder / "state.json").read_text())
-        missing = {"step", "optimizer_steps", "drawn", "average_kl", "skipped", "seconds"} - set(progress)
+        missing = set(names) - set(progress)
         if missing:
             raise ValueError(f"state.json has no {min(missing)}")
         return progress

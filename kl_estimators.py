@@ -18,10 +18,10 @@ it. Hence, on policy (2505.17508, Sec. 2.2): k1 as a loss has gradient 0, k2 has
 The rest of the table that `python kl_estimators.py` prints is [derived] by enumeration.
 
 Which row is my trainer?
-- k3, loss, no weight: GRPO's penalty as commonly written (`grpo_penalty`), off policy neither KL's gradient. So do TRL
-  (its off-policy correction is an option), verl `low_var_kl`, nano-aha-moment, simple_GRPO.
+- k3, loss, no weight: GRPO's penalty as commonly written (`grpo_penalty`), off policy neither KL's gradient. So do
+  verl `low_var_kl`, nano-aha-moment, simple_GRPO, and TRL with `use_bias_correction_kl=False`.
 - k3, loss, weighted: the corrected one (`corrected_grpo_penalty`): the reverse KL's gradient on and off policy, the
-  same as rpg_losses.urkl_loss.
+  same as rpg_losses.urkl_loss. TRL 1.16.0 does this by default (`use_bias_correction_kl=True`).
 - k1, reward: REINFORCE++ (baselines.py); on policy, or with the ratio off it, the reverse KL's gradient.
 
 `python kl_estimators.py` prints value, bias and standard deviation, then the gradient of every use, recognised among

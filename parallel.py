@@ -21,6 +21,7 @@ Not here: anything beyond data parallelism (see integrations/ for trainers that 
 must see one folder for the run.
 """
 
+import contextlib
 import os
 import types
 
@@ -94,8 +95,8 @@ def sum_gradients(model):
         handle.wait()
 
 
-def is_sharded(model):
-    return hasattr(model, "unshard")
+def is_sharded(module):
+    return hasattr(module, "unshard")
 
 
 def local(parameter):
@@ -115,32 +116,26 @@ def shard(model, scorer):
         fully_shard(layer)
     fully_shard(model)
     for module in model.modules():
-        if hasattr(module, "set_gradient_divide_factor"):
+        if is_sharded(module):
             module.set_gradient_divide_factor(1.0)  # a sum, as the denominators are global
             module.set_force_sum_reduction_for_comms(True)  # which gloo has, too
     model.scorer = types.MethodType(scorer, model)
     register_fsdp_forward_method(model, "scorer")
 
 
-class whole_weights:
+@contextlib.contextmanager
+def whole_weights(model):
     r"""`with whole_weights(model):` every process holds all weights, for decoding, which needs them at every token."""
-
-    def __init__(self, model):
-        self.model = model if is_sharded(model) else None
-
-    def __enter__(self):
-        if self.model:
-            self.model.set_reshard_after_forward(False)
-            for module in self.model.modules():
-                if hasattr(module, "unshard"):
-                    module.unshard()
-
-    def __exit__(self, *error):
-        if self.model:
-            self.model.set_reshard_after_forward(True)
-            for module in self.model.modules():
-                if hasattr(module, "reshard"):
-                    module.reshard()
+    shards = [module for module in model.modules() if is_sharded(module)]
+    for module in shards:
+        module.set_reshard_after_forward(False, recurse=False)
+        module.unshard()
+    try:
+        yield
+    finally:
+        for module in shards:
+            module.set_reshard_after_forward(True, recurse=False)
+            module.reshard()
 
 
 def state_dicts(model, optimizer=None):

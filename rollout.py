@@ -342,15 +342,14 @@ class VocabularyLogProbs(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden, weight, targets):
-        ctx.blocks = torch.arange(len(weight)).split(max(256, BLOCK_NUMBERS // len(hidden)))
+        ctx.size = max(256, BLOCK_NUMBERS // len(hidden))
         total = torch.full((len(hidden),), -torch.inf, device=hidden.device)  # [M] logsumexp so far
         chosen = torch.zeros(len(hidden), device=hidden.device)  # [M] z_y
-        for block in ctx.blocks:
-            first, size = int(block[0]), len(block)
-            z = (hidden @ weight[first : first + size].T).float()  # [M, block]
+        for first in range(0, len(weight), ctx.size):
+            z = (hidden @ weight[first : first + ctx.size].T).float()  # [M, block]
             total = torch.logaddexp(total, z.logsumexp(dim=1))
-            inside = (targets >= first) & (targets < first + size)  # [M]
-            index = (targets - first).clamp(0, size - 1)[:, None]  # [M, 1]
+            inside = (targets >= first) & (targets < first + ctx.size)  # [M]
+            index = (targets - first).clamp(0, z.shape[1] - 1)[:, None]  # [M, 1]
             chosen = torch.where(inside, z.gather(1, index).squeeze(1), chosen)
         ctx.save_for_backward(hidden, weight, targets, total)
         return chosen - total
@@ -360,17 +359,16 @@ class VocabularyLogProbs(torch.autograd.Function):
         hidden, weight, targets, total = ctx.saved_tensors
         grad_hidden = torch.zeros_like(hidden)  # [M, D]
         grad_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None  # [V, D]
-        for block in ctx.blocks:
-            first, size = int(block[0]), len(block)
-            columns = weight[first : first + size]  # [block, D]
+        for first in range(0, len(weight), ctx.size):
+            columns = weight[first : first + ctx.size]  # [block, D]
             z = (hidden @ columns.T).float()  # [M, block]
             grad_z = z.sub_(total[:, None]).exp_().mul_(-grad[:, None])  # [M, block]
-            inside = ((targets >= first) & (targets < first + size)).nonzero().squeeze(1)
+            inside = ((targets >= first) & (targets < first + ctx.size)).nonzero().squeeze(1)
             grad_z[inside, targets[inside] - first] += grad[inside]
             grad_z = grad_z.to(hidden.dtype)
             grad_hidden += grad_z @ columns
             if grad_weight is not None:
-                grad_weight[first : first + size] = grad_z.T @ hidden
+                grad_weight[first : first + ctx.size] = grad_z.T @ hidden
         return grad_hidden, grad_weight, None
 
 
@@ -386,7 +384,6 @@ def token_log_probs(model, rollout, temperature=1.0, group_size=1):
     P = rollout.sequences.shape[1] - T
     ids, mask, decoder = rollout.sequences, rollout.attention_mask, model.get_decoder()
     targets = ids[:, P:][rollout.response_mask]  # [M], M response tokens
-    weight = model.get_output_embeddings().weight  # [V, D]
     if not has_plain_head(model):
         # Whatever the model does behind the head (soft-capping, a scale) is part of its policy.
         logits = model(input_ids=ids, attention_mask=mask, position_ids=positions(mask), use_cache=False,
@@ -411,6 +408,7 @@ def token_log_probs(model, rollout, temperature=1.0, group_size=1):
                     past_key_values=cache, use_cache=True,
                 ).last_hidden_state  # [N, T-1, D]
                 hidden = torch.cat([hidden, rest], dim=1)  # [N, T, D]
+        weight = model.get_output_embeddings().weight  # [V, D]
         hidden = hidden[rollout.response_mask] / temperature  # [M, D]: smaller than the logits, which are linear in it
         if torch.is_autocast_enabled(hidden.device.type):
             hidden, weight = (x.to(torch.get_autocast_dtype(hidden.device.type)) for x in (hidden, weight))

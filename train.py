@@ -182,14 +182,14 @@ def sample(model, tokenizer, problems, settings, step, drawn):
                     settings.temperature, decode=settings.decode,
                     uniform=parallel.mine(draws.view(len(prompts), settings.group_size, -1)).flatten(0, 1),
                 )]
-        rollouts.append(everyone_s(shares, settings.group_size, model.device))
+        rollouts.append(gather_rollouts(shares, settings.group_size, model.device))
         golds = [problem["answer"] for problem in batch for _ in range(settings.group_size)]
         correct.append(torch.tensor([math_reward(text, gold) for text, gold in zip(rollouts[-1].texts, golds)]))
         useful += int(mixed_groups(correct[-1], settings.group_size).sum()) // settings.group_size
     return concatenate(rollouts), torch.cat(correct), drawn
 
 
-def everyone_s(shares, group_size, device):
+def gather_rollouts(shares, group_size, device):
     r"""One Rollout, in the order of the prompts, of the Rollouts that the processes hold for their prompts."""
     if parallel.world() == 1:
         return shares[0]
@@ -425,7 +425,7 @@ def train(settings):
     progress = dict(step=0, optimizer_steps=0, drawn=0, average_kl=0.0, skipped=0, seconds=0.0)
     if saved:
         try:
-            progress.update(load_state(saved[0], model, optimizer, reference))
+            progress = load_state(saved[0], model, optimizer, reference, names=progress)
         except ValueError as error:
             fail(error)
     if settings.resume and finished and progress["step"] >= settings.steps:
@@ -459,9 +459,7 @@ def train(settings):
         return accuracy
 
     def save(step):
-        for name, parameter in model.named_parameters():
-            if not parallel.local(parameter).isfinite().all():  # before a good checkpoint is replaced
-                stop_not_finite(step, f"the weights of {name} are not finite", out)
+        stop_if_broken(step, model, out)  # before a good checkpoint is replaced
         save_checkpoint(out, step, model, tokenizer, optimizer, reference, dict(
             optimizer_steps=optimizer_steps, drawn=drawn, average_kl=average_kl, skipped=skipped,
             seconds=progress["seconds"] + time.time() - started))
@@ -578,13 +576,17 @@ def recomputes_old_log_probs(settings):
 
 def stop_if_hopeless(step, skipped, totals, model, out):
     r"""Ends the run after a few updates in a row that could not be taken, or at once where the weights are broken."""
-    for name, parameter in model.named_parameters():
-        if not parallel.local(parameter).isfinite().all():
-            stop_not_finite(step, f"the weights of {name} are not finite", out)
+    stop_if_broken(step, model, out)
     if skipped >= SKIPPED_IN_A_ROW:
         what = "loss" if not math.isfinite(totals["loss"]) else "gradient"
         stop_not_finite(step, f"the {what} was not finite in {skipped} updates in a row (loss {totals['loss']}, "
                         f"gradient norm {totals['grad_norm']})", out)
+
+
+def stop_if_broken(step, model, out):
+    for name, parameter in model.named_parameters():
+        if not parallel.local(parameter).isfinite().all():
+            stop_not_finite(step, f"the weights of {name} are not finite", out)
 
 
 def stop_not_finite(step, cause, out):

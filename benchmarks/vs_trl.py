@@ -48,7 +48,7 @@ def our_iterations(settings):
             rows = (groups[:, None] * settings.group_size + torch.arange(settings.group_size)).flatten()
             program.update(model, optimizer, rollout, None, advantages, rows, settings, optimizer_steps)
             optimizer_steps += 1
-        yield rollout_seconds, time.perf_counter() - clock, int(rollout.response_mask.sum())
+        yield rollout_seconds, time.perf_counter() - clock
 
 
 def main():
@@ -84,7 +84,7 @@ def main():
                 theirs.append(self.seconds)
                 self.seconds = 0.0
                 ours.append(next(ours_iterations))
-                print(f"iteration {len(ours)}: ours {sum(ours[-1][:2]):6.2f} s (rollout {ours[-1][0]:.2f}, update "
+                print(f"iteration {len(ours)}: ours {sum(ours[-1]):6.2f} s (rollout {ours[-1][0]:.2f}, update "
                       f"{ours[-1][1]:.2f}), TRL {theirs[-1]:6.2f} s", flush=True)
 
     problems = load_problems(settings.train_data, "train")
@@ -110,10 +110,10 @@ def main():
         )
         trainer.train()
 
-    ratios = [t / sum(o[:2]) for o, t in zip(ours[1:], theirs[1:])]
+    ratios = [t / sum(o) for o, t in zip(ours[1:], theirs[1:])]
     result = dict(
         trl=trl.__version__, trl_precision="bfloat16" if known.trl_bf16 else "float32", threads=torch.get_num_threads(),
-        ours_seconds=statistics.median(sum(o[:2]) for o in ours[1:]),
+        ours_seconds=statistics.median(sum(o) for o in ours[1:]),
         ours_rollout_seconds=statistics.median(o[0] for o in ours[1:]),
         ours_update_seconds=statistics.median(o[1] for o in ours[1:]),
         trl_seconds=statistics.median(theirs[1:]), ratio=statistics.median(ratios), lowest_ratio=min(ratios),
