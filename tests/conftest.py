@@ -1,6 +1,7 @@
 r"""Fixtures that several test files share: the embedded model, small models of other families, the real GSM8K."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,21 @@ import torch
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test needs the network, and none may wait for it
 torch.set_num_threads(1)  # tensors are small here, and two threads wait for each other on a machine that is busy
 ROOT = Path(__file__).resolve().parent.parent
+
+
+LONGEST = ("test_parallel", "test_interruptions", "test_train", "test_objectives")
+
+
+def pytest_collection_modifyitems(items):
+    r"""The longest files first, so that the two workers of pytest.ini end at the same time."""
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
+
+
+@pytest.fixture(autouse=True)
+def no_picture(monkeypatch):
+    r"""Runs in tests are many and short, and a picture takes a second; test_train.py's fixture `finished` draws one."""
+    if "train" in sys.modules:
+        monkeypatch.setattr(sys.modules["train"], "draw_curves", lambda *_: None)
 
 
 @pytest.fixture(scope="session")

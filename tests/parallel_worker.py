@@ -1,4 +1,4 @@
-r"""Run by test_parallel.py under torchrun: several short runs in one go, as starting processes takes longest."""
+r"""Several short runs in one go, as starting processes takes longest: test_parallel.py starts it under torchrun."""
 
 import sys
 from pathlib import Path
@@ -9,7 +9,6 @@ import parallel  # noqa: E402
 import train as program  # noqa: E402
 from settings import parse_settings  # noqa: E402
 
-out, *names = sys.argv[1:]
 RUNS = dict(
     replicas=["--objective", "pmd_mean"],
     shards=["--objective", "pmd_mean", "--shard"],
@@ -24,11 +23,19 @@ RUNS = dict(
 QUICK = ["--preset", "tiny", "--prompts-per-step", "4", "--group-size", "4", "--minibatch-size", "8", "--steps", "2",
          "--eval-size", "5", "--eval-every", "2", "--save-every", "2", "--max-new-tokens", "40", "--device", "cpu"]
 
-for name in names:
-    flags = [flag for flag in RUNS[name] if flag != "--shard" or parallel.world() > 1]
-    settings = parse_settings([*QUICK, "--out", f"{out}/{name}", *flags])
-    parallel.start(program.device_of(settings))
-    program.train(settings)
-    if name == "shards":  # weights and optimizer are put together for the checkpoint, and taken apart again
-        program.train(parse_settings(["--resume", f"{out}/{name}", "--steps", "3"]))
-parallel.stop()
+
+
+def main(out):
+    for name, flags in RUNS.items():
+        flags = [flag for flag in flags if flag != "--shard" or parallel.world() > 1]
+        settings = parse_settings([*QUICK, "--out", f"{out}/{name}", *flags])
+        parallel.start(program.device_of(settings))
+        program.train(settings)
+        if name == "shards":  # weights and optimizer are put together for the checkpoint, and taken apart again
+            program.train(parse_settings(["--resume", f"{out}/{name}", "--steps", "3"]))
+    parallel.stop()
+
+
+if __name__ == "__main__":
+    program.draw_curves = lambda *_: None  # a second each
+    main(sys.argv[1])

@@ -161,7 +161,6 @@ def in_process(monkeypatch):
         return SimpleNamespace(returncode=0)
 
     monkeypatch.setattr(compare, "subprocess", SimpleNamespace(run=run, DEVNULL=subprocess.DEVNULL))
-    monkeypatch.setattr(train, "draw_curves", lambda *_: None)
     monkeypatch.setattr(compare, "draw", lambda results, path: None)
     return commands
 

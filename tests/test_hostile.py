@@ -222,7 +222,6 @@ def test_a_run_on_hostile_data_with_hostile_responses(tmp_path, monkeypatch, cap
         return rollout
 
     monkeypatch.setattr(program, "sample_rollouts", hostile)
-    monkeypatch.setattr(program, "draw_curves", lambda *_: None)
     rows = run("--train-data", data, "--eval-data", data, "--eval-size", len(TEXTS), "--out", tmp_path / "run")
     assert set(outputs) <= set(verified)
     assert_harmless(capsys.readouterr().out.replace(str(tmp_path), ""))

@@ -27,9 +27,9 @@ def start(*arguments):
                             env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())})
 
 
-def assert_same_run(folder, finished):  # noqa: F811
-    assert without_timings(read_metrics(folder)) == without_timings(read_metrics(finished))
-    a, b = ((path / "model" / "model.safetensors").read_bytes() for path in (folder, finished))
+def assert_same_run(folder, whole):
+    assert without_timings(read_metrics(folder)) == without_timings(read_metrics(whole))
+    a, b = ((path / "model" / "model.safetensors").read_bytes() for path in (folder, whole))
     assert a == b
 
 
@@ -37,8 +37,16 @@ def assert_same_run(folder, finished):  # noqa: F811
 STAGES = [("shutil", "rmtree"), ("torch", "save"), (None, "write_json"), ("os", "fsync"), ("os", "rename")]
 
 
+@pytest.fixture(scope="module")
+def two_steps(tmp_path_factory):
+    r"""The folder of a run of two steps with a checkpoint after each, never stopped."""
+    folder = tmp_path_factory.mktemp("runs") / "two_steps"
+    run("--steps", 2, "--save-every", 1, "--out", folder)
+    return folder
+
+
 @pytest.mark.parametrize("module, name", STAGES)
-def test_killed_while_a_checkpoint_is_written(tmp_path, finished, monkeypatch, module, name):  # noqa: F811
+def test_killed_while_a_checkpoint_is_written(tmp_path, two_steps, monkeypatch, module, name):
     out = tmp_path / "run"
     owner = getattr(checkpoint, module) if module else checkpoint
     real, saving = getattr(owner, name), []
@@ -49,18 +57,18 @@ def test_killed_while_a_checkpoint_is_written(tmp_path, finished, monkeypatch, m
         save(*arguments)
 
     def killed(*arguments, **kwargs):
-        if saving and saving[-1] == 4:  # in the midst of the second checkpoint
+        if saving and saving[-1] == 2:  # in the midst of the second checkpoint
             raise Killed
         return real(*arguments, **kwargs)
 
     monkeypatch.setattr(program, "save_checkpoint", save_and_count)
     monkeypatch.setattr(owner, name, killed)
     with pytest.raises(Killed):
-        run("--steps", 4, "--save-every", 2, "--out", out)
+        run("--steps", 2, "--save-every", 1, "--out", out)
     monkeypatch.undo()
-    assert [path.name for path in checkpoint.checkpoints(out)] == ["checkpoint-000002"]
+    assert [path.name for path in checkpoint.checkpoints(out)] == ["checkpoint-000001"]
     run("--resume", out, quick=False)
-    assert_same_run(out, finished)
+    assert_same_run(out, two_steps)
     assert not list(out.rglob("*.tmp"))
 
 

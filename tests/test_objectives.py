@@ -15,12 +15,6 @@ from gsm8k import format_prompt, load_problems
 from rollout import concatenate, sample_rollouts, token_log_probs
 
 
-@pytest.fixture(autouse=True)
-def no_picture(monkeypatch):
-    r"""These runs are many and short; the picture has its test in test_train.py."""
-    monkeypatch.setattr(program, "draw_curves", lambda *_: None)
-
-
 @pytest.fixture(scope="module")
 def batch(tiny):
     r"""A rollout of 4 prompts x 4, moved a little from its sampler: (model, rollout, ref_log_probs, rewards)."""
@@ -133,25 +127,25 @@ def test_every_objective_specific_setting_changes_its_loss(batch):
 
 
 def test_reference_is_updated_every_k_steps_and_resumes(tmp_path):
-    arguments = ["--objective", "rpg_urkl", "--reference", "initial", "--beta", "0.01", "--ref-update-every", "3",
+    arguments = ["--objective", "rpg_urkl", "--reference", "initial", "--beta", "0.01", "--ref-update-every", "2",
                  "--eval-every", "0", "--lr", "1e-3", "--warmup-steps", "0"]
-    whole = run(*arguments, "--steps", 4, "--save-every", 4, "--out", tmp_path / "whole")
-    run(*arguments, "--steps", 2, "--save-every", 2, "--out", tmp_path / "run")
-    run("--resume", tmp_path / "run", "--steps", 4, quick=False)
+    whole = run(*arguments, "--steps", 3, "--save-every", 3, "--out", tmp_path / "whole")
+    run(*arguments, "--steps", 1, "--save-every", 1, "--out", tmp_path / "run")
+    run("--resume", tmp_path / "run", "--steps", 3, quick=False)
     assert without_timings(read_metrics(tmp_path / "run")) == without_timings(whole)
-    never = [a for a in arguments if a not in ("--ref-update-every", "3")]
-    fixed = run(*never, "--steps", 4, "--save-every", 0, "--out", tmp_path / "fixed")
+    never = [a for a in arguments if a not in ("--ref-update-every", "2")]
+    fixed = run(*never, "--steps", 3, "--save-every", 0, "--out", tmp_path / "fixed")
     assert whole[1]["kl_to_reference"] == fixed[1]["kl_to_reference"]
-    assert whole[4]["kl_to_reference"] < fixed[4]["kl_to_reference"]
+    assert whole[3]["kl_to_reference"] < fixed[3]["kl_to_reference"]
 
 
 def test_reference_is_updated_when_the_kl_passes_its_target(tmp_path):
     arguments = ["--objective", "rpg_urkl", "--reference", "initial", "--beta", "0.01", "--eval-every", "0",
-                 "--save-every", "0", "--lr", "1e-3", "--warmup-steps", "0", "--steps", 4]
+                 "--save-every", "0", "--lr", "1e-3", "--warmup-steps", "0", "--steps", 3]
     fixed = run(*arguments, "--out", tmp_path / "fixed")
     updated = run(*arguments, "--ref-update-kl", "1e-6", "--out", tmp_path / "updated")
     never = run(*arguments, "--ref-update-kl", "1e6", "--out", tmp_path / "never")
-    assert updated[4]["kl_to_reference"] < fixed[4]["kl_to_reference"] == never[4]["kl_to_reference"]
+    assert updated[3]["kl_to_reference"] < fixed[3]["kl_to_reference"] == never[3]["kl_to_reference"]
 
 
 def test_filtering_draws_more_prompts_and_trains_on_mixed_groups_only(tiny):
@@ -221,11 +215,11 @@ def test_only_mixed_groups_are_trained_on(tmp_path, monkeypatch):
 
     monkeypatch.setattr(program, "update", spy)
     arguments = ["--objective", "dapo", "--overlong-penalty", "0", "--eval-every", "0"]
-    whole = run(*arguments, "--steps", 4, "--save-every", 4, "--out", tmp_path / "whole")
+    whole = run(*arguments, "--steps", 3, "--save-every", 3, "--out", tmp_path / "whole")
     assert trained and all((groups != 0).all(dim=1).all() for groups in trained)
     assert any(0 < row["zero_variance_fraction"] < 1 for row in whole[1:])
-    run(*arguments, "--steps", 2, "--save-every", 2, "--out", tmp_path / "run")  # goes on with the next problem
-    run("--resume", tmp_path / "run", "--steps", 4, quick=False)
+    run(*arguments, "--steps", 1, "--save-every", 1, "--out", tmp_path / "run")  # goes on with the next problem
+    run("--resume", tmp_path / "run", "--steps", 3, quick=False)
     assert without_timings(read_metrics(tmp_path / "run")) == without_timings(whole)
 
 
