@@ -1,4 +1,4 @@
-r"""What sampling and updating cost, in one run: `python benchmarks/throughput.py --out results/throughput`.
+r"""What sampling and updating cost, in one run: `python benchmarks/throughput.py --out results/benchmarks`.
 
 1. Sampling 32 prompts x 8 responses of the embedded model, against transformers' `generate` on the same prompts, in
    float32 and in bfloat16 each, taking turns; the ratio is that of the fastest of each.
@@ -52,7 +52,7 @@ def random_model(name, tokenizer):
         max_position_embeddings=2048, eos_token_id=tokenizer.eos_token_id, pad_token_id=0, bos_token_id=None))
 
 
-def measure(model, tokenizer, prompts, group_size, max_new_tokens, peak, repeats=3):
+def measure(model, tokenizer, prompts, group_size, max_new_tokens, peak, repeats=5):
     r"""A row of the table: medians over some repeats, after one that is not counted."""
     settings = parse_settings(["--preset", "tiny", "--group-size", str(group_size), "--prompts-per-step",
                                str(len(prompts)), "--minibatch-size", str(group_size * len(prompts)),

@@ -10,8 +10,8 @@ stays hidden until you catch it, or ask with --reveal. Exit status: 0 all caught
 How it is quick: importing torch takes seconds, so that happens once; each bug is a fork of this process (Linux, macOS)
 that imports the patched module afresh. A module that your tests never import is not run.
 
-The patches are rows of tests/test_mutations.py, by name, and some more below; tutorials/tests/test_exercises.py shows that the
-project's own tests catch every one.
+The patches are rows of tests/test_mutations.py, by name, and some more below; tutorials/tests/test_exercises.py shows
+that the project's own tests catch every one.
 """
 
 import argparse
