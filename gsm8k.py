@@ -58,7 +58,8 @@ def load_problems(source, split="train", limit=None):
     missing = [column for column in COLUMNS if column not in columns]
     if missing:
         found = ", ".join(repr(column)[:40] for column in columns[:8])
-        raise ValueError(f"{source} has no column {missing[0]}: found {found}; rename its columns to question and answer")
+        raise ValueError(f"{source} has no column {missing[0]}: found {found}; "
+                         "rename its columns to question and answer")
     for number, problem in enumerate(problems, start=1):
         if any(problem[column] is None or not str(problem[column]).strip() for column in COLUMNS):
             raise ValueError(f"{source}, row {number}, has an empty question or answer: fill it in or leave it out")

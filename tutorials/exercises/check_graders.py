@@ -3,7 +3,8 @@ r"""Are the graders right? They must pass the project's own functions, and say t
 - `verdict(topic, name, function)` is what a grader says about one answer: None where it passes, else its message.
 - GENERIC are mistakes that are in no list: what the graders make out of the numbers alone.
 
-tutorials/tests/test_exercises.py runs all of it in the project's suite; `python tutorials/exercises/check_graders.py` prints it.
+tutorials/tests/test_exercises.py runs all of it in the project's suite; `python tutorials/exercises/check_graders.py`
+prints it.
 """
 
 import importlib
