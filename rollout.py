@@ -357,7 +357,7 @@ class VocabularyLogProbs(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):  # [M]
         hidden, weight, targets, total = ctx.saved_tensors
-        grad_hidden = torch.zeros_like(hidden)  # [M, D]
+        grad_hidden = torch.zeros(hidden.shape, device=hidden.device)  # [M, D] float32: a sum of many blocks
         grad_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None  # [V, D]
         for first in range(0, len(weight), ctx.size):
             columns = weight[first : first + ctx.size]  # [block, D]
@@ -369,7 +369,7 @@ class VocabularyLogProbs(torch.autograd.Function):
             grad_hidden += grad_z @ columns
             if grad_weight is not None:
                 grad_weight[first : first + ctx.size] = grad_z.T @ hidden
-        return grad_hidden, grad_weight, None
+        return grad_hidden.to(hidden.dtype), grad_weight, None
 
 
 def token_log_probs(model, rollout, temperature=1.0, group_size=1):

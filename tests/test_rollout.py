@@ -346,6 +346,23 @@ def test_the_vocabulary_in_blocks(dtype, tolerance, monkeypatch):
         assert a.dtype == dtype and (a.float() - b.float()).norm() < max(tolerance, 1e-5) * b.float().norm()
 
 
+def test_many_blocks_do_not_add_up_rounding_errors_in_bfloat16(monkeypatch):
+    import rollout as module
+
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = (torch.randn(shape, generator=generator).bfloat16().requires_grad_()
+                      for shape in ((64, 16), (256 * 128, 16)))
+    targets = torch.randint(len(weight), (64,), generator=generator)
+    plain = (hidden.float() @ weight.float().T).log_softmax(dim=-1)[torch.arange(64), targets]
+    expected = torch.autograd.grad(plain.sum(), hidden)[0].float()
+    errors = []
+    for blocks in (1, 128):
+        monkeypatch.setattr(module, "BLOCK_NUMBERS", 64 * len(weight) // blocks)
+        ours = torch.autograd.grad(module.VocabularyLogProbs.apply(hidden, weight, targets).sum(), hidden)[0].float()
+        errors.append((ours - expected).norm() / expected.norm())
+    assert errors[1] < 1.5 * errors[0] < 0.01
+
+
 def test_blocks_are_used_and_change_nothing(any_model, monkeypatch):
     import rollout as module
 
