@@ -245,7 +245,8 @@ def test_first_gradient_as_it_is(tmp_path, tokenizer, sampled, objective):
 
 def test_one_step_per_generation_is_the_exact_token_mean(tmp_path, tokenizer, sampled):
     r"""Where a generation serves one optimizer step, TRL's count of tokens is the minibatch's own."""
-    trainer, got = run(tmp_path, tokenizer, sampled, "rpg_urkl", accumulation=4, max_steps=1, beta=BETA)
+    with pytest.warns(UserWarning, match="one optimizer step per generation"):  # the KL to the sampler does nothing
+        trainer, got = run(tmp_path, tokenizer, sampled, "rpg_urkl", accumulation=4, max_steps=1, beta=BETA)
     wanted = expected_gradients(trainer, tokenizer, sampled[0], accumulation=4)
     assert relative(got[0], wanted[0]) < 1e-5
     counts = [int(inputs["completion_mask"].sum()) for inputs, _, _ in trainer.seen]
@@ -320,6 +321,16 @@ def test_evaluation_is_trls(tmp_path, tokenizer, sampled):
     trainer, _ = run(tmp_path, tokenizer, sampled, "rloo", config=dict(per_device_eval_batch_size=4))
     metrics = trainer.evaluate(trl_trainer.prompts(sampled[0], tokenizer))
     assert 0 <= metrics["eval_reward"] <= 1
+
+
+def test_the_readmes_configuration_takes_four_steps_of_128():
+    lines = (ROOT / "integrations" / "README.md").read_text().splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("args = GRPOConfig("))
+    names = dict(GRPOConfig=GRPOConfig)
+    exec("\n".join(lines[start : start + 2]).replace('"out",', '"out", use_cpu=True, bf16=False,'), names)
+    args = names["args"]
+    assert args.generation_batch_size == 512
+    assert args.steps_per_generation // args.gradient_accumulation_steps * args.num_iterations == 4
 
 
 @pytest.mark.parametrize("objective, config, given, message", [

@@ -21,8 +21,11 @@ Normalisation. TRL calls the loss once per microbatch and process; gradients are
 optimizer step (it has turned the division of transformers' Trainer off) and averaged over processes. So the number of
 responses to divide by is N * accumulation steps, that of one process: the average over processes does the rest. The
 number of tokens is TRL's num_items_in_batch, counted over the whole generation and all processes, divided by the
-processes and by the optimizer steps that the generation is used for: exact where each generation serves one optimizer
-step (the default), else an average over them.
+processes and by the optimizer steps of one pass over the generation: exact where a pass is one step (the default), else
+an average over them.
+
+One step per generation is also where the policy still is the sampler: PMD's tau and RPG's KL to the sampler then do
+nothing. So set steps_per_generation above gradient_accumulation_steps (both default to 1), as main() below does.
 
 Not here: what `train.py` does while sampling (--filter-groups, --overlong-penalty, --length-reward). In TRL shaping is
 another reward function. Evaluation is TRL's own.
@@ -33,6 +36,7 @@ another reward function. Evaluation is TRL's own.
 import copy
 import dataclasses
 import sys
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -68,6 +72,10 @@ class ObjectiveTrainer(GRPOTrainer):
         if changed:
             raise ValueError(f"{changed[0]} is an option of TRL's own objective: leave it out of GRPOConfig and give "
                              f"ObjectiveTrainer its keywords ({', '.join(GIVEN)})")
+        steps = args.steps_per_generation // args.gradient_accumulation_steps * args.num_iterations
+        if steps == 1 and objective.startswith(("pmd", "rpg")) and given.get("reference") != "initial":
+            warnings.warn("one optimizer step per generation: the policy is still the sampler, and tau or the KL to it "
+                          "does nothing; set steps_per_generation above gradient_accumulation_steps", stacklevel=2)
         flags = [text for name in ("ratio", "reference") if name in given
                  for text in (f"--{name}", given[name])]  # they choose other defaults
         self.settings = dataclasses.replace(

@@ -5,7 +5,7 @@
 # makes the configuration that is meant (integrations/test_verl.py composes it), the plugin registers its names, and its
 # numbers are right.
 #
-# Before: verl with its rollout engine, in an environment of its own,  pip install "verl[vllm]==0.9.1"
+# Before: verl with its rollout engine, in an environment of its own,  pip install "verl[vllm,fsdp]==0.9.1"
 # and GSM8K as parquet files in verl's format: its repository's examples/data_preprocess/gsm8k.py writes them.
 set -euo pipefail
 project=$(cd "$(dirname "$0")/.." && pwd)

@@ -26,6 +26,8 @@ PolicyLossConfig takes no new fields, so tau and beta use the two whose meaning 
 squared log-ratio, as tau does; kl_loss_coef weighs the KL in the loss, as beta does. Leave use_kl_loss off with RPG,
 which has its KL already; with PMD it adds another one, to a fixed reference.
 
+One response is one output: agent loops that return several for a session are not meant.
+
 What verl hands to a loss has no reference's log-probs in it, so RPG's KL is to the sampler, as by default in train.py.
 verl multiplies its losses by the number of data-parallel ranks, as gradients are averaged over them; so does this one.
 """
