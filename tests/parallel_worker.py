@@ -3,7 +3,8 @@ r"""Several short runs in one go, as starting processes takes longest: test_para
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
 
 import parallel  # noqa: E402
 import train as program  # noqa: E402
@@ -21,8 +22,8 @@ RUNS = dict(
     one_prompt=["--objective", "rloo", "--prompts-per-step", "1", "--minibatch-size", "4"],
 )
 QUICK = ["--preset", "tiny", "--prompts-per-step", "4", "--group-size", "4", "--minibatch-size", "8", "--steps", "2",
-         "--eval-size", "5", "--eval-every", "2", "--save-every", "2", "--max-new-tokens", "40", "--device", "cpu"]
-
+         "--eval-size", "5", "--eval-every", "2", "--save-every", "2", "--max-new-tokens", "40", "--device", "cpu",
+         "--train-data", str(ROOT / "tiny" / "test.jsonl"), "--seed", "6"]  # as in test_train.py
 
 
 def main(out):
