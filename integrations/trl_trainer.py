@@ -48,7 +48,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project's
 from aggregation import aggregate
 from gsm8k import INSTRUCTION, format_prompt, load_problems
 from reward_math import math_reward
-from settings import OBJECTIVES, PRESETS, USED_BY, parse_settings
+from settings import OBJECTIVES, PMD, PRESETS, RPG, RPG_CLIP, USED_BY, parse_settings
 from train import advantages_of, losses_of, needs_reference
 
 # Settings that are keywords of ObjectiveTrainer, with the defaults of `python train.py --preset gsm8k`.
@@ -73,7 +73,7 @@ class ObjectiveTrainer(GRPOTrainer):
             raise ValueError(f"{changed[0]} is an option of TRL's own objective: leave it out of GRPOConfig and give "
                              f"ObjectiveTrainer its keywords ({', '.join(GIVEN)})")
         steps = args.steps_per_generation // args.gradient_accumulation_steps * args.num_iterations
-        if steps == 1 and objective.startswith(("pmd", "rpg")) and given.get("reference") != "initial":
+        if steps == 1 and objective in (*PMD, *RPG, *RPG_CLIP) and given.get("reference") != "initial":
             warnings.warn("one optimizer step per generation: the policy is still the sampler, and tau or the KL to it "
                           "does nothing; set steps_per_generation above gradient_accumulation_steps", stacklevel=2)
         flags = [text for name in ("ratio", "reference") if name in given
