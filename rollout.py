@@ -23,11 +23,8 @@ Position ids count real tokens only. With left padding they must be given: rotar
 absence (only distances matter to them), models with learned positions would be wrong in silence.
 
 The policy that is trained is the one that was sampled from: temperature included, no top-k, no top-p. `log_probs`
-are the sampler's own; `token_log_probs` recomputes them with gradients, within 1e-3 in float32 (2e-2 in bfloat16).
-
-The vocabulary is the largest matrix of a small model: at 151,936 words the float32 logits of 16 responses of 256 tokens
-take 2.5 GB, and as much again for each copy that backward keeps. `VocabularyLogProbs` never holds more than a block of
-columns of them, and recomputes the block in backward.
+are the sampler's own; `scoring.token_log_probs` computes them again with gradients, within 1e-3 in float32 (2e-2 in
+bfloat16).
 
 `python rollout.py` prints the tokens of two responses with their log-probs, and times decoding with and without cache.
 """
@@ -38,9 +35,10 @@ from dataclasses import dataclass
 import torch
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, StaticLayer
 
+from scoring import has_plain_head, head_logits, positions, token_log_probs
+
 PREFILL_TOKENS = 4096  # prompt tokens, padding included, that are read in one forward pass
-ROOM = 16  # columns by which a cache that is full grows
-BLOCK_NUMBERS = 2**24  # of float32 that a block of logits may have: 64 MB
+COMPILED_MULTIPLE = 64  # compiled decoding pads prompts to a multiple of this, as each new length is compiled anew
 
 
 @dataclass
@@ -107,22 +105,20 @@ def pad_token_id(tokenizer):
     return next((token for token in (tokenizer.pad_token_id, tokenizer.eos_token_id) if token is not None), 0)
 
 
-def pad_left(tokenizer, prompts):
-    r"""Tokenizes complete prompts (no special tokens are added): (input_ids [B, P], attention_mask [B, P])."""
+def pad_left(tokenizer, prompts, multiple=1):
+    r"""Tokenizes complete prompts (no special tokens are added): (input_ids [B, P], attention_mask [B, P]).
+
+    P is the longest prompt, rounded up to a multiple.
+    """
     rows = tokenizer(list(prompts), add_special_tokens=False).input_ids
     for i, row in enumerate(rows):
         if not row:
             raise ValueError(f"prompt {i} is empty: a prompt needs at least one token")
-    longest = max(len(row) for row in rows)
+    longest = -(-max(len(row) for row in rows) // multiple) * multiple
     pad = pad_token_id(tokenizer)
     input_ids = torch.tensor([[pad] * (longest - len(row)) + row for row in rows])  # [B, P]
     attention_mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])  # [B, P]
     return input_ids, attention_mask
-
-
-def positions(attention_mask):
-    r"""Position ids [N, L] that count real tokens: [0 0 1 1 1] -> [0 0 0 1 2]."""
-    return (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
 
 
 def uniforms(prompts, group_size, max_new_tokens, seed):
@@ -153,10 +149,9 @@ def inverse_cdf(log_probs, uniform):
 
 
 class InPlaceLayer(DynamicLayer):
-    r"""Keys and values of one layer, in place in buffers [N, heads, room, size] of which `length` columns are used.
+    r"""Keys and values of one layer, written in place into buffers [N, heads, P+T, size], of which `length` are used.
 
-    transformers' own DynamicLayer grows by torch.cat, which copies the whole cache at every token; this one at every
-    ROOM-th.
+    transformers' own DynamicLayer grows by torch.cat, which copies the whole cache at every token.
     """
 
     def __init__(self, keys, values, length):
@@ -166,8 +161,6 @@ class InPlaceLayer(DynamicLayer):
 
     def update(self, keys, values, *args, **kwargs):
         end = self.length + keys.shape[2]
-        if end > self.buffers[0].shape[2]:
-            self.buffers = tuple(torch.nn.functional.pad(buffer, (0, 0, 0, ROOM)) for buffer in self.buffers)
         for buffer, new in zip(self.buffers, (keys, values)):
             buffer[:, :, self.length : end] = new
         self.length = end
@@ -178,11 +171,34 @@ class InPlaceLayer(DynamicLayer):
         self.__init__(*(buffer[indices] for buffer in self.buffers), self.length)
 
 
-def prefill(model, prompt_ids, prompt_mask, group_size, room, static=False):
-    r"""Reads each prompt once: (cache of N = B * group_size rows with some room, logits [N, V] of y_1).
+class FixedLayer(StaticLayer):
+    r"""The same for "static" and "compiled": attention always sees the whole buffers, whose addresses never change."""
 
-    Prompts are read in order of length, PREFILL_TOKENS at a time, to pad little. `static` makes the cache of
-    transformers' StaticLayer, whose shapes and addresses never change.
+    def __init__(self, keys, values, length):
+        super().__init__(max_cache_len=keys.shape[2])
+        self.lazy_initialization(keys, values)  # marks its buffers as fixed for torch.compile
+        self.keys.copy_(keys)
+        self.values.copy_(values)
+        self.cumulative_length.fill_(length)
+
+    def update(self, keys, values, *args, **kwargs):
+        return super().update(keys.to(self.keys.dtype), values.to(self.values.dtype), *args, **kwargs)
+
+
+def attention_dtype(tensor):
+    r"""The precision in which attention reads keys and values: autocast's where it is on, else their own.
+
+    Under autocast rotary keys are float32. A cache that kept them so would take twice the memory, and all of it would
+    be converted at every token.
+    """
+    device = tensor.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else tensor.dtype
+
+
+def prefill(model, prompt_ids, prompt_mask, group_size, room, static=False):
+    r"""Reads each prompt once: (cache of N = B * group_size rows with room for more tokens, logits [N, V] of y_1).
+
+    Prompts are read in order of length, PREFILL_TOKENS at a time, to pad little.
     """
     B, P = prompt_ids.shape
     lengths = prompt_mask.sum(dim=1)  # [B]
@@ -191,30 +207,33 @@ def prefill(model, prompt_ids, prompt_mask, group_size, room, static=False):
         p = int(lengths[chunk].max())
         mask = prompt_mask[chunk, P - p :]  # [b, p]
         part = DynamicCache()  # without a configuration: whole sequences, also where attention has a window
-        output = model(input_ids=prompt_ids[chunk, P - p :], attention_mask=mask, position_ids=positions(mask),
-                       past_key_values=part, use_cache=True, logits_to_keep=1)
+        new_logits = next_token_logits(model, network_of(model), input_ids=prompt_ids[chunk, P - p :],
+                                       attention_mask=mask, position_ids=positions(mask), past_key_values=part)  # [b, V]
         if len(part.layers) == 0 or any(getattr(layer, "keys", None) is None for layer in part.layers):
             raise ValueError("the sampler needs a model whose every layer attends to cached keys and values")
         rows = (chunk[:, None] * group_size + torch.arange(group_size, device=chunk.device)).flatten()  # [b * G]
         if buffers is None:
-            logits = output.logits.new_empty(B * group_size, output.logits.shape[2])  # [N, V]
-            buffers = [tuple(x.new_empty(B * group_size, x.shape[1], P + room, x.shape[3]) for x in (l.keys, l.values))
-                       for l in part.layers]  # [N, heads, P + room, size]
-            for buffer in (x for pair in buffers for x in pair):  # what is masked must still be finite
-                buffer[:, :, : P if not static else None].zero_()
-        logits[rows] = output.logits[:, -1].repeat_interleave(group_size, dim=0)
+            logits = new_logits.new_empty(B * group_size, new_logits.shape[1])  # [N, V]
+            buffers = [tuple(x.new_zeros(B * group_size, x.shape[1], P + room, x.shape[3], dtype=attention_dtype(x))
+                             for x in (layer.keys, layer.values))  # zeros, as what is masked must still be finite
+                       for layer in part.layers]  # [N, heads, P + room, size]
+        logits[rows] = new_logits.repeat_interleave(group_size, dim=0)
         for layer, pair in zip(part.layers, buffers):
             for buffer, new in zip(pair, (layer.keys, layer.values)):
-                buffer[rows, :, P - p : P] = new.repeat_interleave(group_size, dim=0)
-    if not static:
-        return Cache(layers=[InPlaceLayer(*pair, P) for pair in buffers]), logits
-    cache = Cache(layers=[StaticLayer(max_cache_len=P + room) for _ in buffers])
-    for layer, (keys, values) in zip(cache.layers, buffers):
-        layer.lazy_initialization(keys, values)
-        layer.keys.copy_(keys)
-        layer.values.copy_(values)
-        layer.cumulative_length.fill_(P)
-    return cache, logits
+                buffer[rows, :, P - p : P] = new.to(buffer.dtype).repeat_interleave(group_size, dim=0)
+    return Cache(layers=[(FixedLayer if static else InPlaceLayer)(*pair, P) for pair in buffers]), logits
+
+
+def network_of(model):
+    r"""What runs at each token: the decoder, whose hidden states `head_logits` takes, or the model with its own head."""
+    return model.get_decoder() if has_plain_head(model) else model
+
+
+def next_token_logits(model, network, **inputs):
+    r"""Logits of the token after each row: [rows, V] float32. network: `network_of(model)`, or that compiled."""
+    if has_plain_head(model):
+        return head_logits(model, network(use_cache=True, **inputs).last_hidden_state[:, -1])
+    return network(use_cache=True, logits_to_keep=1, **inputs).logits[:, -1].float()
 
 
 @torch.no_grad()
@@ -243,19 +262,21 @@ def sample_rollouts(
     if decode not in ("eager", "static", "compiled"):
         raise ValueError(f"decode must be eager, static or compiled, not {decode!r}")
     device = model.device
-    prompt_ids, prompt_mask = (tensor.to(device) for tensor in pad_left(tokenizer, prompts))  # [B, P]
-    check_positions(model, prompt_ids.shape[1], max_new_tokens)
+    prompt_ids, prompt_mask = (tensor.to(device) for tensor in pad_left(  # [B, P]
+        tokenizer, prompts, multiple=COMPILED_MULTIPLE if decode == "compiled" else 1))
+    check_positions(model, int(prompt_mask.sum(dim=1).max()), max_new_tokens)
     was_training = model.training
     model.eval()  # no dropout: the sampler is the policy itself
 
-    cache, logits = prefill(model, prompt_ids, prompt_mask, group_size, max_new_tokens if decode != "eager" else ROOM,
-                            static=decode != "eager")
+    cache, logits = prefill(model, prompt_ids, prompt_mask, group_size, max_new_tokens, static=decode != "eager")
     prompt_ids = prompt_ids.repeat_interleave(group_size, dim=0)  # [N, P]
     prompt_mask = prompt_mask.repeat_interleave(group_size, dim=0)  # [N, P]
-    step = model
+    network = network_of(model)
     if decode == "compiled":
-        # One graph for every step: the shapes never change. The cache is marked static by transformers.
-        step = torch.compile(model, mode="reduce-overhead" if device.type == "cuda" else "default", dynamic=False)
+        # One graph for all tokens, whose shapes are the same. Another rollout has the same again where its padded
+        # prompts are as long; torch keeps the graphs of the last few lengths.
+        mode = "reduce-overhead" if device.type == "cuda" else "default"  # the first: CUDA graphs
+        network = torch.compile(network, mode=mode, dynamic=False)
 
     (n, P), pad = prompt_ids.shape, pad_token_id(tokenizer)
     eos = torch.tensor(eos_token_ids(model, tokenizer), device=device)
@@ -270,7 +291,7 @@ def sample_rollouts(
     mask = torch.cat([prompt_mask, prompt_mask.new_zeros(n, max_new_tokens)], dim=1)  # [len(rows), P+T]
 
     for t in range(max_new_tokens):
-        log_p = (logits.float() / temperature).log_softmax(dim=-1)  # [len(rows), V]
+        log_p = (logits / temperature).log_softmax(dim=-1)  # [len(rows), V]
         token = log_p.argmax(dim=-1) if greedy else inverse_cdf(log_p, uniform[rows, t])  # [len(rows)]
         tokens[rows, t] = token
         log_probs[rows, t] = log_p.gather(1, token[:, None]).squeeze(1)
@@ -287,10 +308,9 @@ def sample_rollouts(
             cache.batch_select_indices(alive)
         mask[:, P + t] = 1
         seen = mask if decode != "eager" else mask[:, : P + t + 1]  # what is not yet written stays masked
-        logits = step(
-            input_ids=token[:, None], attention_mask=seen, position_ids=seen.sum(dim=1, keepdim=True) - 1,
-            past_key_values=cache, use_cache=True, logits_to_keep=1,
-        ).logits[:, -1]
+        logits = next_token_logits(  # [len(rows), V]
+            model, network, input_ids=token[:, None], attention_mask=seen,
+            position_ids=seen.sum(dim=1, keepdim=True) - 1, past_key_values=cache)
 
     model.train(was_training)
     longest = int(lengths.max())
@@ -299,7 +319,7 @@ def sample_rollouts(
     texts = tokenizer.batch_decode(
         [row[:length] for row, length in zip(tokens.tolist(), lengths.tolist())], skip_special_tokens=True
     )
-    return Rollout(
+    rollout = Rollout(
         sequences=torch.cat([prompt_ids, tokens], dim=1),
         attention_mask=torch.cat([prompt_mask, response_mask.to(prompt_mask.dtype)], dim=1),
         response_mask=response_mask,
@@ -307,6 +327,7 @@ def sample_rollouts(
         texts=texts,
         truncated=~ended,
     )
+    return rollout.select(range(n)) if decode == "compiled" else rollout  # without the padding to a multiple
 
 
 def check_positions(model, prompt_length, max_new_tokens):
@@ -318,106 +339,32 @@ def check_positions(model, prompt_length, max_new_tokens):
 
 
 @torch.no_grad()
-def has_plain_head(model):
-    r"""Are the logits W h and nothing else: no bias, no scale, no soft-capping? Asked of the model itself, once."""
-    if not hasattr(model, "plain_head"):
-        ids = torch.arange(2, device=model.device)[None]  # [1, 2]
-        head, hidden = model.get_output_embeddings(), model.get_decoder()(input_ids=ids, use_cache=False)[0]
-        expected = model(input_ids=ids, use_cache=False).logits  # [1, 2, V]
-        model.plain_head = (type(head) is torch.nn.Linear and head.bias is None
-                            and torch.equal(torch.nn.functional.linear(hidden, head.weight), expected))
-    return model.plain_head
+def check_model(model, tokenizer, decode="eager"):
+    r"""Raises ValueError, one line, where sampler and trainer would not see one policy: ask before a run.
 
-
-class VocabularyLogProbs(torch.autograd.Function):
-    r"""log softmax(h W^T) at one token per row: hidden [M, D], weight [V, D], targets [M] -> [M] float32.
-
-    The V columns are taken a block at a time, M * block numbers of float32 in memory, forward and again in backward:
-
-        log p_y = z_y - logsumexp_v z_v,   z = h W^T
-        d log p_y / d z_v = 1[v = y] - p_v
-
-    Cost: a third more floating-point operations in this product than with the logits kept.
+    Two prompts of different length are sampled from together. Their log-probs must be the same from the sampler (cache,
+    padding), from the trainer (padding, the prompt read once for its group), and for the shorter prompt without any
+    padding. Models that carry a state across padding, keep no keys and values, ignore position ids, or drop units at
+    random, fail here; each would otherwise train on wrong numbers without an error.
     """
-
-    @staticmethod
-    def forward(ctx, hidden, weight, targets):
-        ctx.size = max(256, BLOCK_NUMBERS // len(hidden))
-        total = torch.full((len(hidden),), -torch.inf, device=hidden.device)  # [M] logsumexp so far
-        chosen = torch.zeros(len(hidden), device=hidden.device)  # [M] z_y
-        for first in range(0, len(weight), ctx.size):
-            z = (hidden @ weight[first : first + ctx.size].T).float()  # [M, block]
-            total = torch.logaddexp(total, z.logsumexp(dim=1))
-            inside = (targets >= first) & (targets < first + ctx.size)  # [M]
-            index = (targets - first).clamp(0, z.shape[1] - 1)[:, None]  # [M, 1]
-            chosen = torch.where(inside, z.gather(1, index).squeeze(1), chosen)
-        ctx.save_for_backward(hidden, weight, targets, total)
-        return chosen - total
-
-    @staticmethod
-    def backward(ctx, grad):  # [M]
-        hidden, weight, targets, total = ctx.saved_tensors
-        grad_hidden = torch.zeros(hidden.shape, device=hidden.device)  # [M, D] float32: a sum of many blocks
-        grad_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None  # [V, D]
-        for first in range(0, len(weight), ctx.size):
-            columns = weight[first : first + ctx.size]  # [block, D]
-            z = (hidden @ columns.T).float()  # [M, block]
-            grad_z = z.sub_(total[:, None]).exp_().mul_(-grad[:, None])  # [M, block]
-            inside = ((targets >= first) & (targets < first + ctx.size)).nonzero().squeeze(1)
-            grad_z[inside, targets[inside] - first] += grad[inside]
-            grad_z = grad_z.to(hidden.dtype)
-            grad_hidden += grad_z @ columns
-            if grad_weight is not None:
-                grad_weight[first : first + ctx.size] = grad_z.T @ hidden
-        return grad_hidden.to(hidden.dtype), grad_weight, None
-
-
-def token_log_probs(model, rollout, temperature=1.0, group_size=1):
-    r"""log pi_theta(y_t | x, y_<t) of a rollout's response tokens, with gradients: [N, T] float32.
-
-    0 outside the response mask. The vocabulary is projected at response tokens only, see `VocabularyLogProbs`.
-    group_size: that many rows after each other share their prompt, which is then read once for all of them; 1: each row
-    reads its own. The numbers are the same to rounding. (A model with gradient checkpointing keeps no cache, so its
-    rows always read their own.)
-    """
-    N, T = rollout.response_mask.shape
-    P = rollout.sequences.shape[1] - T
-    ids, mask, decoder = rollout.sequences, rollout.attention_mask, model.get_decoder()
-    targets = ids[:, P:][rollout.response_mask]  # [M], M response tokens
-    if not has_plain_head(model):
-        # Whatever the model does behind the head (soft-capping, a scale) is part of its policy.
-        logits = model(input_ids=ids, attention_mask=mask, position_ids=positions(mask), use_cache=False,
-                       logits_to_keep=T + 1).logits[:, :-1][rollout.response_mask].float() / temperature  # [M, V]
-    else:
-        # The distribution of y_t stands at the position before y_t.
-        if group_size == 1 or model.is_activation_checkpointing:
-            hidden = decoder(
-                input_ids=ids[:, :-1], attention_mask=mask[:, :-1], position_ids=positions(mask[:, :-1]),
-                use_cache=False,
-            ).last_hidden_state[:, P - 1 :]  # [N, T, D]
-        else:
-            cache = DynamicCache()
-            hidden = decoder(
-                input_ids=ids[::group_size, :P], attention_mask=mask[::group_size, :P],
-                position_ids=positions(mask[::group_size, :P]), past_key_values=cache, use_cache=True,
-            ).last_hidden_state[:, -1:].repeat_interleave(group_size, dim=0)  # [N, 1, D]
-            if T > 1:
-                cache.batch_repeat_interleave(group_size)
-                rest = decoder(
-                    input_ids=ids[:, P:-1], attention_mask=mask[:, :-1], position_ids=positions(mask[:, :-1])[:, P:],
-                    past_key_values=cache, use_cache=True,
-                ).last_hidden_state  # [N, T-1, D]
-                hidden = torch.cat([hidden, rest], dim=1)  # [N, T, D]
-        weight = model.get_output_embeddings().weight  # [V, D]
-        hidden = hidden[rollout.response_mask] / temperature  # [M, D]: smaller than the logits, which are linear in it
-        if torch.is_autocast_enabled(hidden.device.type):
-            hidden, weight = (x.to(torch.get_autocast_dtype(hidden.device.type)) for x in (hidden, weight))
-        if len(hidden) * len(weight) > BLOCK_NUMBERS:
-            log_probs = VocabularyLogProbs.apply(hidden, weight, targets)  # [M]
-            return torch.zeros_like(rollout.log_probs).masked_scatter(rollout.response_mask, log_probs)  # [N, T]
-        logits = hidden @ weight.T  # [M, V]
-    log_probs = -torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none")  # [M]
-    return torch.zeros_like(rollout.log_probs).masked_scatter(rollout.response_mask, log_probs)  # [N, T]
+    try:
+        with torch.autocast(model.device.type, enabled=False):
+            rollout = sample_rollouts(model, tokenizer, ["12 + 7 is more than 3 * 5, as 19 is more than 15", "7 is"],
+                                      2, 8, seed=0, decode="eager" if decode == "eager" else "static")
+            trainer = token_log_probs(model, rollout)  # [4, T]
+            alone = token_log_probs(model, rollout.select([2, 3]))  # unpadded, as both rows have the short prompt
+            spread = max((a - b).abs().max().item() for a, b in [
+                (rollout.log_probs, trainer), (token_log_probs(model, rollout, 1.0, 2), trainer),
+                (trainer[2:, : alone.shape[1]], alone)])  # nats
+            largest = trainer.abs().max().item()
+    except Exception as error:  # whatever a model raises that keeps no keys and values, or has no decoder
+        cause = (str(error).strip() or repr(error)).splitlines()[0][:120]
+        raise ValueError(f"{type(model).__name__} cannot be sampled from here ({cause}): use a decoder-only model whose "
+                         "every layer attends to cached keys and values") from error
+    if spread > 1e-2 * max(1.0, largest):  # nan passes: broken weights are found at the first update, by name
+        raise ValueError(f"the log-probs of {type(model).__name__} depend on padding, on the cache or on chance (by "
+                         f"{spread:.2g} nats): use a decoder-only model whose every layer attends to cached keys and "
+                         "values and that takes position ids")
 
 
 def main():

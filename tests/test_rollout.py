@@ -7,9 +7,8 @@ import torch
 from conftest import small_model
 
 from gsm8k import format_prompt
-from rollout import (
-    Rollout, has_plain_head, inverse_cdf, pad_left, positions, sample_rollouts, token_log_probs, uniforms,
-)
+from rollout import Rollout, inverse_cdf, pad_left, sample_rollouts, uniforms
+from scoring import has_plain_head, positions, token_log_probs
 
 PROMPTS = [
     "Ava has 12 apples. How many apples does Ava have?",
@@ -310,26 +309,9 @@ def test_a_cache_of_fixed_shape_samples_the_same(any_model):
     torch.testing.assert_close(rollouts[0].log_probs, rollouts[1].log_probs, atol=1e-4, rtol=0)
 
 
-def test_compiled_decoding_compiles_once_for_all_tokens(tiny, monkeypatch):
-    r"""With the graph captured but not made into code, so that the test needs no compiler."""
-    compiled, graphs = torch.compile, []
-
-    def backend(graph, inputs):
-        graphs.append(graph)
-        return graph.forward
-
-    monkeypatch.setattr(torch, "compile",
-                        lambda model, mode, dynamic: compiled(model, backend=backend, dynamic=dynamic))
-    eager = sample_rollouts(*tiny, prompts_for(tiny[1]), 4, 24, seed=3)
-    torch._dynamo.reset()
-    captured = sample_rollouts(copy.deepcopy(tiny[0]), tiny[1], prompts_for(tiny[1]), 4, 24, seed=3, decode="compiled")
-    assert captured.texts == eager.texts and 1 <= len(graphs) <= 2
-    torch._dynamo.reset()
-
-
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 0.05)])
 def test_the_vocabulary_in_blocks(dtype, tolerance, monkeypatch):
-    import rollout as module
+    import scoring as module
 
     generator = torch.Generator().manual_seed(0)
     hidden, weight = (torch.randn(shape, generator=generator).to(dtype).requires_grad_()
@@ -347,7 +329,7 @@ def test_the_vocabulary_in_blocks(dtype, tolerance, monkeypatch):
 
 
 def test_many_blocks_do_not_add_up_rounding_errors_in_bfloat16(monkeypatch):
-    import rollout as module
+    import scoring as module
 
     generator = torch.Generator().manual_seed(0)
     hidden, weight = (torch.randn(shape, generator=generator).bfloat16().requires_grad_()
@@ -364,7 +346,7 @@ def test_many_blocks_do_not_add_up_rounding_errors_in_bfloat16(monkeypatch):
 
 
 def test_blocks_are_used_and_change_nothing(any_model, monkeypatch):
-    import rollout as module
+    import scoring as module
 
     model, tokenizer = copy.deepcopy(any_model[0]), any_model[1]
     rollout = sample_rollouts(model, tokenizer, prompts_for(tokenizer), 2, 16, seed=1)
