@@ -19,14 +19,12 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 
-import parallel
-
 
 def write_json(path, value):
     r"""Writes a JSON file whole or not at all."""
     temporary = Path(f"{path}.tmp")
     with open(temporary, "w") as file:
-        json.dump(value, file, indent=2)
+        json.dump(value, file, indent=2, allow_nan=False)
         file.write("\n")
         file.flush()
         os.fsync(file.fileno())
@@ -34,37 +32,31 @@ def write_json(path, value):
 
 
 def write_model(folder, model, tokenizer):
-    r"""Writes a Hugging Face directory whole or not at all; all processes call, one writes."""
-    weights = parallel.state_dicts(model)[0]
-    if parallel.rank() == 0:
-        temporary = Path(f"{folder}.tmp")
-        with one_line_errors():
-            shutil.rmtree(temporary, ignore_errors=True)
-            model.save_pretrained(temporary, state_dict=weights)
-            tokenizer.save_pretrained(temporary)
-            shutil.rmtree(folder, ignore_errors=True)
-            os.rename(temporary, folder)
+    r"""Writes a Hugging Face directory whole or not at all."""
+    temporary = Path(f"{folder}.tmp")
+    with one_line_errors():
+        shutil.rmtree(temporary, ignore_errors=True)
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.rename(temporary, folder)
 
 
 def save_checkpoint(run_folder, step, model, tokenizer, optimizer, reference, progress):
-    r"""Writes run_folder/checkpoint-<step>, then deletes older checkpoints; all processes call, one writes.
+    r"""Writes run_folder/checkpoint-<step>, then deletes older checkpoints.
 
     reference is the frozen policy of a KL penalty, or None; progress is a dict of numbers for state.json.
     Raises OSError where it cannot be written; the checkpoints that are there stay.
     """
-    weights, optimizer_state = parallel.state_dicts(model, optimizer)
-    reference_weights = None if reference is None else parallel.state_dicts(reference)[0]
-    if parallel.rank() != 0:
-        return
     folder = Path(run_folder) / f"checkpoint-{step:06d}"
     temporary = folder.with_suffix(".tmp")
     with one_line_errors():
         shutil.rmtree(temporary, ignore_errors=True)  # left by a run that was killed while writing it
-        model.save_pretrained(temporary, state_dict=weights)
+        model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
-        torch.save(optimizer_state, temporary / "optimizer.pt")
+        torch.save(optimizer.state_dict(), temporary / "optimizer.pt")
         if reference is not None:
-            reference.save_pretrained(temporary / "reference", state_dict=reference_weights)
+            reference.save_pretrained(temporary / "reference")
         write_json(temporary / "state.json", {"step": step, **progress})
         for path in [*temporary.rglob("*"), temporary]:
             descriptor = os.open(path, os.O_RDONLY)
@@ -97,14 +89,14 @@ def load_state(folder, model, optimizer, reference, names):
     """
     try:
         state = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
-        parallel.load_optimizer(model, optimizer, state)
+        optimizer.load_state_dict(state)
         for parameter in model.parameters():
             average = optimizer.state[parameter].get("exp_avg", parameter) if optimizer.state else parameter
             if average.shape != parameter.shape:
                 raise ValueError(f"averages of shape {tuple(average.shape)} for weights of {tuple(parameter.shape)}")
         if reference is not None:
             weights = type(reference).from_pretrained(folder / "reference", dtype=torch.float32)
-            parallel.load_weights(reference, weights.state_dict())
+            reference.load_state_dict(weights.state_dict())
         progress = json.loads((folder / "state.json").read_text())
         missing = set(names) - set(progress)
         if missing:

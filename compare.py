@@ -64,10 +64,14 @@ def kl_moved(folder, settings, limit=256):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from gsm8k import format_prompt, load_problems
-    from rollout import sample_rollouts, token_log_probs
+    from rollout import sample_rollouts
+    from scoring import token_log_probs
+    from settings import Settings
+    from train import device_of
 
     tokenizer = AutoTokenizer.from_pretrained(folder / "model")
-    final, base = (AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    device = device_of(Settings(**settings))
+    final, base = (AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).to(device)
                    for source in (folder / "model", settings["model"]))
     prompts = [format_prompt(tokenizer, p["question"]) for p in load_problems(settings["eval_data"], "test", limit)]
     rollout = sample_rollouts(final, tokenizer, prompts, 1, settings["max_new_tokens"], seed="kl moved")

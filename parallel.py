@@ -13,17 +13,13 @@ that makes W processes do what one does, to rounding:
               all processes hold equally many tokens; it also starts its all-reduce inside backward.)
     evaluate  problem k, k + W, ...
 
-Weights and optimizer are the same in every process and get the same gradient, so they stay the same. With `--shard`
-(FSDP2, torch's `fully_shard`) each process keeps 1/W of weights, gradients and optimizer state instead; a layer's
-weights are put together when it is needed, and all of them while sampling. Only process 0 writes files and the console.
+Weights and optimizer are the same in every process and get the same gradient, so they stay the same. Only process 0
+writes files and the console. Processes on several machines must see one folder for the run.
 
-Not here: anything beyond data parallelism (see integrations/ for trainers that have it). Processes on several machines
-must see one folder for the run.
+Not here: models that one process cannot hold. integrations/ has trainers that split the weights.
 """
 
-import contextlib
 import os
-import types
 
 import torch
 import torch.distributed as dist
@@ -82,8 +78,8 @@ def total(tensor):
 
 
 def sum_gradients(model):
-    r"""Adds up the gradients of all processes; one that had nothing to do adds zeros. Shards are summed already."""
-    if world() == 1 or is_sharded(model):
+    r"""Adds up the gradients of all processes; one that had nothing to do adds zeros."""
+    if world() == 1:
         return
     waiting = []
     for parameter in model.parameters():
@@ -93,79 +89,3 @@ def sum_gradients(model):
             waiting.append(dist.all_reduce(parameter.grad, async_op=True))
     for handle in waiting:
         handle.wait()
-
-
-def is_sharded(module):
-    return hasattr(module, "unshard")
-
-
-def local(parameter):
-    r"""This process's part of a parameter."""
-    return getattr(parameter, "to_local", lambda: parameter)()
-
-
-def shard(model, scorer):
-    r"""Splits a model's weights over the processes, layer by layer (FSDP2), in place.
-
-    scorer: a function (model, ...) that runs the model otherwise than through its forward; it becomes the method
-    `model.scorer`, before and after which FSDP2 puts the weights together and apart.
-    """
-    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
-
-    for layer in [m for m in model.modules() if type(m).__name__ in (model._no_split_modules or ())]:
-        fully_shard(layer)
-    fully_shard(model)
-    for module in model.modules():
-        if is_sharded(module):
-            module.set_gradient_divide_factor(1.0)  # a sum, as the denominators are global
-            module.set_force_sum_reduction_for_comms(True)  # which gloo has, too
-    model.scorer = types.MethodType(scorer, model)
-    register_fsdp_forward_method(model, "scorer")
-
-
-@contextlib.contextmanager
-def whole_weights(model):
-    r"""`with whole_weights(model):` every process holds all weights, for decoding, which needs them at every token."""
-    shards = [module for module in model.modules() if is_sharded(module)]
-    for module in shards:
-        module.set_reshard_after_forward(False, recurse=False)
-        module.unshard()
-    try:
-        yield
-    finally:
-        for module in shards:
-            module.set_reshard_after_forward(True, recurse=False)
-            module.reshard()
-
-
-def state_dicts(model, optimizer=None):
-    r"""(weights, optimizer state), put together from the shards on the CPU of process 0; all processes must call."""
-    if not is_sharded(model):
-        return model.state_dict(), optimizer.state_dict() if optimizer else None
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, get_optimizer_state_dict
-
-    whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    weights = get_model_state_dict(model, options=whole)
-    once = {name for name, _ in [*model.named_parameters(), *model.named_buffers()]}  # tied weights have two names
-    return ({name: tensor for name, tensor in weights.items() if name in once},
-            get_optimizer_state_dict(model, optimizer, options=whole) if optimizer else None)
-
-
-def load_weights(model, weights):
-    r"""Gives a model whole weights, of which a sharded one keeps its part."""
-    if not is_sharded(model):
-        model.load_state_dict(weights)
-        return
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
-
-    set_model_state_dict(model, weights, options=StateDictOptions(full_state_dict=True))
-
-
-def load_optimizer(model, optimizer, state):
-    r"""Gives an optimizer the state that `state_dicts` returned, read by every process."""
-    if not is_sharded(model):
-        optimizer.load_state_dict(state)
-        return
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
-
-    set_optimizer_state_dict(model, optimizer, state, options=StateDictOptions(full_state_dict=True))

@@ -83,8 +83,7 @@ class Settings:
     objective: str = setting("pmd_mean", "what to optimise: pmd_mean, pmd_part, rpg_KL, rpg_reinforce_KL, rpg_clip_KL, "
                              "rpg_reinforce_clip_KL with KL one of fkl, rkl, ufkl, urkl; grpo, dr_grpo, dapo, rloo, "
                              "reinforce_pp, gspo", choices=OBJECTIVES)
-    preset: str = setting("auto", "defaults for the embedded task or for GSM8K; auto: gsm8k where there is CUDA",
-                          choices=("auto", "tiny", "gsm8k"))
+    preset: str = setting("tiny", "defaults for the embedded task, or for GSM8K on a GPU", choices=("tiny", "gsm8k"))
     model: str = setting(None, "Hugging Face model directory or hub name")
     train_data: str = setting(None, "JSONL file with question and answer, or hub name")
     eval_data: str = setting(None, "the same for the held-out problems; of a hub data set its test split")
@@ -137,13 +136,14 @@ class Settings:
     save_every: int = setting(None, "steps between checkpoints, and one at the end; 0: none")
     resume: str = setting(None, "folder of a run to continue, with its own settings; only --steps may be given too")
     device: str = setting("auto", "cpu, cuda, cuda:1, ...; auto: cuda where there is one")
-    dtype: str = setting("auto", "of matrix products; the weights stay float32, as bfloat16 ones lose small updates. "
-                         "auto: bfloat16 where the hardware multiplies it, else float32",
+    dtype: str = setting("auto", "of the decoder's matrix products; weights, head and losses stay float32. auto: bfloat16 "
+                         "on a CUDA device that has it, else float32. On a CPU that multiplies bfloat16 in hardware "
+                         "(AVX512-BF16, AMX) bfloat16 may pay for a model of 0.5B; for the embedded one it does not",
                          choices=("auto", "float32", "bfloat16"))
     decode: str = setting("eager", "eager: responses that have ended leave the batch; static: a cache of fixed shape; "
-                          "compiled: that through torch.compile, with CUDA graphs on a GPU",
+                          "compiled: that through torch.compile, prompts padded to a multiple of 64, CUDA graphs on a "
+                          "GPU",
                           choices=("eager", "static", "compiled"))
-    shard: bool = setting(False, "under torchrun: split weights, gradients and optimizer over the processes (FSDP2)")
     gradient_checkpointing: bool = setting(False, "recompute activations in backward: less memory, a third more time")
 
 
@@ -201,11 +201,8 @@ def parse_settings(arguments=None):
         settings = resumed_settings(given)
     else:
         settings = Settings(**given)
-        if settings.preset == "auto":
-            settings.preset = "gsm8k" if torch.cuda.is_available() else "tiny"
-            found = "a CUDA device was found" if torch.cuda.is_available() else "no CUDA device was found"
-            if parallel.rank() == 0:
-                print(f"preset {settings.preset}, as {found}; --preset chooses")
+        if "preset" not in given and torch.cuda.is_available() and parallel.rank() == 0:
+            print("the embedded task; a CUDA device was found, so --preset gsm8k would train on GSM8K")
         for name, objectives in USED_BY.items():
             if name in given and settings.objective not in objectives:
                 fail(f"--{name.replace('_', '-')} is not used by {settings.objective}: leave it out, or choose one of "
@@ -265,8 +262,6 @@ def check(settings):
     if updated and (settings.reference == "sampler" or not settings.beta):
         fail("--ref-update-every and --ref-update-kl need --reference initial and --beta above 0: the sampler is new "
              "at each step anyway")
-    if settings.shard and parallel.world() == 1:
-        fail("--shard splits the weights over several processes: use torchrun --nproc_per_node=N train.py ...")
     if settings.group_size == 1:
         fail("--group-size 1 leaves nothing to compare a response with: use at least 2")
     responses = settings.prompts_per_step * settings.group_size

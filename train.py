@@ -19,12 +19,15 @@ differ by more than float32 rounding). The objectives, with the file that derive
 
 A response that was cut off stays in its group: it counts in the baseline, with the reward that its text earns.
 
-Presets. `tiny` is the embedded model and task (see tiny/make.py), for two CPU cores and three minutes. `gsm8k` trains
-Qwen2.5-0.5B-Instruct on GSM8K and wants a GPU and a network; it was NOT run on a GPU by its authors. `auto` takes
-gsm8k where there is a CUDA device. Every setting can be given on the command line: `python train.py --help`.
+Presets. `tiny`, the default on every machine, is the embedded model and task (see tiny/make.py), for two CPU cores and
+three minutes. `gsm8k` trains Qwen2.5-0.5B-Instruct on GSM8K and wants a GPU and a network; it was NOT run on a GPU by
+its authors. Every setting can be given on the command line: `python train.py --help`.
+
+Precision: float32 on every CPU, so that a run is the same on each to rounding; bfloat16 autocast with float32 weights,
+head and losses on a CUDA device that has it, or by `--dtype bfloat16`.
 
 Several processes: `torchrun --nproc_per_node=2 train.py ...` draws the same samples and takes the same steps as one, to
-rounding; what is split and what is summed is in parallel.py. `--shard` splits the weights too (FSDP2).
+rounding; what is split and what is summed is in parallel.py.
 
 What a run writes in its folder
     config.json          the settings, in full
@@ -83,7 +86,8 @@ from gsm8k import format_prompt, load_problems
 from kl_estimators import k3
 from pmd_mean import pmd_loss, pmd_mean_advantages, pmd_part_advantages
 from reward_math import math_reward, verify
-from rollout import check_positions, concatenate, has_plain_head, sample_rollouts, token_log_probs, uniforms
+from rollout import check_model, check_positions, concatenate, sample_rollouts, uniforms
+from scoring import has_plain_head, token_log_probs
 from settings import PMD, RPG, RPG_CLIP, USED_BY, fail, parse_settings, printable
 
 
@@ -102,42 +106,51 @@ def load_model(settings, source):
         fail(f"no model at {source}: give a Hugging Face model directory or a hub name with --model")
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(source)
-        model = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+        config = transformers.AutoConfig.from_pretrained(source)
+        # Dropout would make the policy that is updated another one than the policy that sampled. Some models keep their
+        # rates as numbers and apply them by function, so the configuration is where all of them can be set to 0.
+        for name, value in vars(config.get_text_config()).items():
+            if "drop" in name and isinstance(value, float):
+                setattr(config.get_text_config(), name, 0.0)
+        model = transformers.AutoModelForCausalLM.from_pretrained(source, config=config, dtype=torch.float32)
     except Exception as error:  # transformers raises many kinds; each means that there is no model to be had
         fail(f"cannot load the model {source}: {(str(error).strip() or repr(error)).splitlines()[0][:200]}")
-    # Dropout would make the policy that is updated another one than the policy that sampled.
-    model.config.attention_dropout = 0.0
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-        if hasattr(module, "attention_dropout") and not isinstance(module.attention_dropout, torch.nn.Module):
-            module.attention_dropout = 0.0
     if settings.gradient_checkpointing:
         model.activation_checkpointing_enable()
         model.train()  # transformers recomputes in training mode only
     model.to(device_of(settings))
-    has_plain_head(model)  # asked now, while the weights are whole
+    try:
+        check_model(model, tokenizer, settings.decode)
+    except ValueError as error:
+        fail(error)
     return model, tokenizer
 
 
 def device_of(settings):
+    local = int(os.environ.get("LOCAL_RANK", 0))  # of torchrun: this process's number on its machine
     if settings.device == "auto":
-        local = int(os.environ.get("LOCAL_RANK", 0))  # of torchrun: this process's number on its machine
         return torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
     try:
-        return torch.empty(0, device=settings.device).device
+        device = torch.empty(0, device=settings.device).device
     except (RuntimeError, AssertionError) as error:
         fail(f"--device {settings.device} cannot be used here: {str(error).strip().splitlines()[0][:200]}")
+    return torch.device("cuda", local) if settings.device == "cuda" else device
 
 
 def in_bfloat16(settings):
-    r"""Asked for, or the machine multiplies it in hardware: GPUs since Ampere, CPUs with AVX512-BF16 or AMX."""
+    r"""Asked for, or on a CUDA device that multiplies it in hardware. Never by a look at the CPU: see --dtype."""
     if settings.dtype != "auto":
         return settings.dtype == "bfloat16"
-    if device_of(settings).type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities = torch.cpu.get_capabilities()
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    return device_of(settings).type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def precision(settings):
+    r"""What the matrix products are computed in, for the console; on CUDA it sets the head's to TF32 with bfloat16."""
+    if in_bfloat16(settings):
+        torch.set_float32_matmul_precision("high")  # the head's float32 products; bfloat16 has fewer digits than TF32
+        return "bfloat16 products" + (", the head's in TF32" if device_of(settings).type == "cuda" else "")
+    torch.set_float32_matmul_precision("highest")
+    return "float32 products" + (" without TF32" if device_of(settings).type == "cuda" else "")
 
 
 def autocast(settings):
@@ -283,8 +296,7 @@ def microbatches(rollout, rows, settings):
 
     At most micro_batch_size responses and tokens_per_microbatch tokens, padding included, in a part; responses of like
     length together, so that little is padding. Where a group does not fit, it is cut into pieces that do. Nothing is
-    shared with gradient checkpointing, which keeps no cache, nor with sharded weights, which every process must put
-    together equally often.
+    shared with gradient checkpointing, which keeps no cache.
     """
     G, lengths = settings.group_size, rollout.response_mask.sum(dim=1).cpu()  # [N]
     prompts = rollout.attention_mask.sum(dim=1).cpu() - lengths  # [N]
@@ -296,7 +308,7 @@ def microbatches(rollout, rows, settings):
     def tokens(pieces):  # [k, piece] -> of one padded forward pass
         return len(pieces) * (int(prompts[pieces].max()) + pieces.shape[1] * int(lengths[pieces].max()))
 
-    for piece in (g for g in range(1 if settings.gradient_checkpointing or settings.shard else G, 0, -1) if G % g == 0):
+    for piece in (g for g in range(1 if settings.gradient_checkpointing else G, 0, -1) if G % g == 0):
         pieces = rows.view(-1, piece)
         if piece == 1 or piece <= settings.micro_batch_size and all(
                 tokens(one[None]) <= settings.tokens_per_microbatch for one in pieces):
@@ -311,36 +323,16 @@ def microbatches(rollout, rows, settings):
     return [(part.flatten().to(rollout.sequences.device), piece) for part in parts]
 
 
-def scored(model, part, piece, settings):
-    r"""log pi_theta(y_t | x, y_<t) of a microbatch: [n, T] float32."""
-    with autocast(settings):
-        if parallel.is_sharded(model):
-            return model.scorer(part, settings.temperature, piece)
-        return token_log_probs(model, part, settings.temperature, piece)
-
-
 @torch.no_grad()
 def log_probs_of(model, rollout, settings):
     r"""log pi(y_t | x, y_<t) of a whole rollout under a model, without gradients: [N, T]."""
     log_probs = torch.zeros_like(rollout.log_probs)  # [N, T]
     groups = parallel.mine(torch.arange(len(log_probs)).view(-1, settings.group_size))
-    for chunk, piece in in_step(microbatches(rollout, groups, settings), model):
-        part = rollout.select(chunk if len(chunk) else [0])
-        scores = scored(model, part, piece, settings)  # [n, T]
-        if len(chunk):
-            log_probs[chunk, : part.response_mask.shape[1]] = scores
+    for chunk, piece in microbatches(rollout, groups, settings):
+        part = rollout.select(chunk)
+        with autocast(settings):
+            log_probs[chunk, : part.response_mask.shape[1]] = token_log_probs(model, part, settings.temperature, piece)
     return parallel.total(log_probs)
-
-
-def in_step(parts, model):
-    r"""The microbatches, and under --shard as many empty ones more as the process with most of them has.
-
-    Sharded weights are put together by all processes at once, so each must run the model equally often.
-    """
-    if not parallel.is_sharded(model):
-        return parts
-    most = max(parallel.gather([len(parts)]))
-    return parts + [(torch.zeros(0, dtype=torch.long), 1)] * (most - len(parts))
 
 
 def learning_rate(settings, optimizer_steps):
@@ -362,13 +354,11 @@ def update(model, optimizer, rollout, ref_log_probs, advantages, rows, settings,
     sums = dict.fromkeys(("loss", "kl", "kl_ref", "mismatch"), 0.0)
     optimizer.zero_grad(set_to_none=True)
     groups = parallel.mine(rows.view(-1, settings.group_size))
-    for chunk, piece in in_step(microbatches(rollout, groups, settings), model):
-        part = rollout.select(chunk if len(chunk) else [0])
+    for chunk, piece in microbatches(rollout, groups, settings):
+        part = rollout.select(chunk)
         width = part.response_mask.shape[1]
-        log_probs = scored(model, part, piece, settings)  # [n, T]
-        if not len(chunk):
-            (0.0 * log_probs).sum().backward()
-            continue
+        with autocast(settings):
+            log_probs = token_log_probs(model, part, settings.temperature, piece)  # [n, T]
         part_ref = None if ref_log_probs is None else ref_log_probs[chunk, :width]  # [n, T]
         part_advantages = advantages[chunk] if advantages.dim() == 1 else advantages[chunk, :width]  # [n] or [n, T]
         losses = losses_of(settings, log_probs, part, part_ref, part_advantages)  # [n, T] or [n]
@@ -385,7 +375,7 @@ def update(model, optimizer, rollout, ref_log_probs, advantages, rows, settings,
     everyone = parallel.total(torch.tensor(list(sums.values()), dtype=torch.float64, device=model.device))
     totals = dict(zip(sums, everyone.tolist()), tokens=num_tokens, skipped=0)
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
-    totals["grad_norm"] = (norm.full_tensor() if parallel.is_sharded(model) else norm).item()
+    totals["grad_norm"] = norm.item()
     if not math.isfinite(totals["loss"]) or not math.isfinite(totals["grad_norm"]):
         return {**totals, "skipped": 1}
     for group in optimizer.param_groups:
@@ -417,10 +407,6 @@ def train(settings):
     except ValueError as error:
         fail(str(error).replace("max_new_tokens", "--max-new-tokens"))
     reference = copy.deepcopy(model).requires_grad_(False) if needs_reference(settings) else None
-    if settings.shard:
-        parallel.shard(model, token_log_probs)
-        if reference:
-            parallel.shard(reference, token_log_probs)
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
     progress = dict(step=0, optimizer_steps=0, drawn=0, average_kl=0.0, skipped=0, seconds=0.0)
     if saved:
@@ -438,31 +424,33 @@ def train(settings):
         write_json(out / "config.json", {**dataclasses.asdict(settings), "resume": None})
         rows = truncate_metrics(metrics_path, progress["step"] if saved else -1)
         parameters = sum(parameter.numel() for parameter in model.parameters())
+        head = "vocabulary in blocks" if has_plain_head(model) else "whole logits, as its head does more than W h"
         print(f"{settings.objective}: {parameters:,} parameters on {parallel.world()} x {model.device}, "
-              f"{len(problems)} training problems, {len(held_out)} held out, run in {out}")
+              f"{precision(settings)}, {head}, {len(problems)} training problems, {len(held_out)} held out, run in {out}")
         if settings.resume:
             print(f"goes on after step {progress['step']}")
     rows = parallel.from_first(rows)
 
     def record(row):
+        row = {name: value if value is None or math.isfinite(value) else None for name, value in row.items()}
         rows.append(row)
         if first:
             with open(metrics_path, "a") as file:
-                file.write(json.dumps(row) + "\n")
+                file.write(json.dumps(row, allow_nan=False) + "\n")
 
     def evaluated(step):
         if not settings.eval_every or (step % settings.eval_every and step != settings.steps):
             return None
-        with parallel.whole_weights(model):
-            accuracy, answers = evaluate(model, tokenizer, held_out, settings)
+        accuracy, answers = evaluate(model, tokenizer, held_out, settings)
         show(answers, step, accuracy)
         return accuracy
 
     def save(step):
         stop_if_broken(step, model, out)  # before a good checkpoint is replaced
-        save_checkpoint(out, step, model, tokenizer, optimizer, reference, dict(
-            optimizer_steps=optimizer_steps, drawn=drawn, average_kl=average_kl, skipped=skipped,
-            seconds=progress["seconds"] + time.time() - started))
+        if first:
+            save_checkpoint(out, step, model, tokenizer, optimizer, reference, dict(
+                optimizer_steps=optimizer_steps, drawn=drawn, average_kl=average_kl, skipped=skipped,
+                seconds=progress["seconds"] + time.time() - started))
 
     if not saved:
         record({**dict.fromkeys(METRICS), "step": 0, "eval_accuracy": evaluated(0)})
@@ -474,8 +462,7 @@ def train(settings):
     for step in bar:
         # Sample a group of responses to each prompt, from the policy as it is now, and verify them.
         clock = time.time()
-        with parallel.whole_weights(model):
-            sampled, correct, drawn = sample(model, tokenizer, problems, settings, step, drawn)
+        sampled, correct, drawn = sample(model, tokenizer, problems, settings, step, drawn)
         rewards = shaped_rewards(settings, correct, sampled)  # [N]
         seconds_rollout = time.time() - clock
 
@@ -505,7 +492,8 @@ def train(settings):
                 if skipped:
                     stop_if_hopeless(step, skipped, totals[-1], model, out)
                 optimizer_steps += 1
-                average_kl = 0.9 * average_kl + 0.1 * totals[-1]["kl_ref"] / max(1, totals[-1]["tokens"])
+                if not skipped:  # the KL of a skipped update may be nan, which an average never forgets
+                    average_kl = 0.9 * average_kl + 0.1 * totals[-1]["kl_ref"] / max(1, totals[-1]["tokens"])
                 if (settings.ref_update_every and optimizer_steps % settings.ref_update_every == 0
                         or 0 < settings.ref_update_kl < average_kl):
                     reference.load_state_dict(model.state_dict())
@@ -531,7 +519,7 @@ def train(settings):
             skipped_updates=len(totals) - len(taken),
             kl_to_old=sum(t["kl"] for t in taken) / trained_tokens if taken else None,
             kl_to_reference=sum(t["kl_ref"] for t in taken) / trained_tokens if taken and reference else None,
-            sampler_mismatch=mismatch if mismatch is not None and math.isfinite(mismatch) else None,
+            sampler_mismatch=mismatch,
             entropy=-sampled.log_probs.sum().item() / max(1, tokens),
             response_length=tokens / len(rewards),
             truncated_fraction=sampled.truncated.float().mean().item(),
@@ -554,9 +542,9 @@ def train(settings):
             sys.exit(130)
     bar.close()
 
-    write_model(out / "model", model, tokenizer)
     if not first:
         return rows
+    write_model(out / "model", model, tokenizer)
     draw_curves(rows, out / "curves.png", f"{settings.objective} on the {settings.preset} preset, seed {settings.seed}")
     seconds = progress["seconds"] + time.time() - started
     accuracies = [row["eval_accuracy"] for row in rows if row["eval_accuracy"] is not None]
@@ -564,7 +552,11 @@ def train(settings):
     if accuracies:
         verdict = f"accuracy {accuracies[0]:.3f} -> {accuracies[-1]:.3f} on {len(held_out)} held-out problems"
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
-    print(f"\n{settings.objective}, {settings.steps} steps: {verdict}, {seconds:.0f} s, peak memory {peak:.2f} GiB")
+    on_device = ""
+    if model.device.type == "cuda":
+        on_device = f", of {model.device} {torch.cuda.max_memory_allocated(model.device) / 2**30:.2f} GiB"
+    print(f"\n{settings.objective}, {settings.steps} steps: {verdict}, {seconds:.0f} s, peak memory {peak:.2f} GiB"
+          f"{on_device}")
     for name, what in [("metrics.jsonl", "a line a step"), ("curves.png", "the curves"), ("model", "what was trained")]:
         print(f"  {out / name}  {what}")
     return rows
@@ -585,7 +577,7 @@ def stop_if_hopeless(step, skipped, totals, model, out):
 
 def stop_if_broken(step, model, out):
     for name, parameter in model.named_parameters():
-        if not parallel.local(parameter).isfinite().all():
+        if not parameter.isfinite().all():
             stop_not_finite(step, f"the weights of {name} are not finite", out)
 
 

@@ -12,12 +12,11 @@ from settings import parse_settings  # noqa: E402
 
 RUNS = dict(
     replicas=["--objective", "pmd_mean"],
-    shards=["--objective", "pmd_mean", "--shard"],
     # 3 prompts on 2 processes, filtered, a reference, several small microbatches: uneven in every way
     uneven=["--objective", "dapo", "--prompts-per-step", "3", "--minibatch-size", "12",
             "--tokens-per-microbatch", "100"],
-    uneven_shards=["--objective", "grpo", "--prompts-per-step", "3", "--minibatch-size", "12", "--shard",
-                   "--tokens-per-microbatch", "100", "--ref-update-every", "2"],
+    reference=["--objective", "grpo", "--prompts-per-step", "3", "--minibatch-size", "12",
+               "--tokens-per-microbatch", "100", "--ref-update-every", "2"],
     # one prompt on 2 processes: one of them has nothing to do
     one_prompt=["--objective", "rloo", "--prompts-per-step", "1", "--minibatch-size", "4"],
 )
@@ -28,11 +27,10 @@ QUICK = ["--preset", "tiny", "--prompts-per-step", "4", "--group-size", "4", "--
 
 def main(out):
     for name, flags in RUNS.items():
-        flags = [flag for flag in flags if flag != "--shard" or parallel.world() > 1]
         settings = parse_settings([*QUICK, "--out", f"{out}/{name}", *flags])
         parallel.start(program.device_of(settings))
         program.train(settings)
-        if name == "shards":  # weights and optimizer are put together for the checkpoint, and taken apart again
+        if name == "replicas":
             program.train(parse_settings(["--resume", f"{out}/{name}", "--steps", "3"]))
     parallel.stop()
 

@@ -12,7 +12,8 @@ import settings as choices
 import train as program
 from baselines import mixed_groups
 from gsm8k import format_prompt, load_problems
-from rollout import concatenate, sample_rollouts, token_log_probs
+from rollout import concatenate, sample_rollouts
+from scoring import token_log_probs
 
 
 @pytest.fixture(scope="module")

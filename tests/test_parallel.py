@@ -1,4 +1,4 @@
-r"""Two processes against one: the same samples, losses and weights, with whole and with split weights."""
+r"""Two processes against one: the same samples, losses and weights."""
 
 import json
 import os
@@ -41,7 +41,7 @@ def metrics(folder):
 @pytest.mark.parametrize("name", RUNS)
 def test_two_processes_do_what_one_does(runs, name):
     one, two = metrics(runs[0] / name), metrics(runs[1] / name)
-    assert len(one) == len(two) == (4 if name == "shards" else 3)  # shards: resumed, its last step by other processes
+    assert len(one) == len(two) == (4 if name == "replicas" else 3)  # replicas: resumed, its last step by other processes
     for a, b in zip(one, two):
         for key in METRICS:
             if key.startswith("seconds") or key.startswith("tokens_per") or key == "sampler_mismatch":
@@ -62,7 +62,7 @@ def test_only_one_process_writes_and_prints(runs):
     assert not list(Path(runs[1]).rglob("*.tmp"))
 
 
-@pytest.mark.parametrize("name", ["replicas", "shards"])
+@pytest.mark.parametrize("name", ["replicas", "reference"])
 def test_a_checkpoint_of_two_processes_is_whole(runs, name):
     folders = [next((path / name).glob("checkpoint-*")) for path in runs[:2]]
     states = [torch.load(folder / "optimizer.pt", weights_only=True)["state"] for folder in folders]

@@ -13,7 +13,8 @@ import settings as choices
 import train as program
 from gsm8k import format_prompt, load_problems
 from pmd_mean import pmd_mean_advantages
-from rollout import sample_rollouts, token_log_probs
+from rollout import sample_rollouts
+from scoring import token_log_probs
 
 QUICK = ["--preset", "tiny", "--prompts-per-step", "4", "--group-size", "4", "--minibatch-size", "8",
          "--micro-batch-size", "4", "--eval-size", "8", "--eval-every", "2", "--max-new-tokens", "40",
