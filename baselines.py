@@ -60,6 +60,8 @@ def rloo_advantages(rewards, group_size):
     if rewards.dim() != 1 or group_size < 2 or len(rewards) % group_size:
         raise ValueError("rewards must be [N] with N a multiple of group_size, and group_size at least 2; got "
                          f"{tuple(rewards.shape)} and {group_size}")
+    if not rewards.isfinite().all():
+        raise ValueError("rewards must be finite")
     r = rewards.to(torch.promote_types(rewards.dtype, torch.float32)).reshape(-1, group_size)  # [P, G]
     r = r - r.amin(dim=1, keepdim=True)  # [P, G], so that equal rewards are zeros, not a rounding error
     others = (r.sum(dim=1, keepdim=True) - r) / (group_size - 1)  # [P, G]
@@ -77,6 +79,8 @@ def grpo_advantages(rewards, group_size):
     if rewards.dim() != 1 or group_size < 1 or len(rewards) % group_size:
         raise ValueError("rewards must be [N] with N a multiple of group_size, got "
                          f"{tuple(rewards.shape)} and {group_size}")
+    if not rewards.isfinite().all():
+        raise ValueError("rewards must be finite")
     r = rewards.to(torch.promote_types(rewards.dtype, torch.float32)).reshape(-1, group_size)  # [P, G]
     rounding = 8 * torch.finfo(r.dtype).eps * r.abs().amax(dim=1, keepdim=True)  # [P, 1]
     r = r - r.amin(dim=1, keepdim=True)  # [P, G]
@@ -105,13 +109,20 @@ def reinforce_pp_advantages(rewards, old_log_probs, response_mask, beta=0.0, ref
             rewards.shape != old_log_probs.shape[:1]:
         raise ValueError("old_log_probs, ref_log_probs and response_mask must be [N, T] and rewards [N], got "
                          f"{[tuple(x.shape) for x in (old_log_probs, ref_log_probs, response_mask, rewards)]}")
+    if not rewards.isfinite().all():
+        raise ValueError("rewards must be finite")
     dtype = torch.promote_types(old_log_probs.dtype, torch.float32)
-    mask = response_mask.bool()  # [N, T]
-    k1 = torch.where(mask, old_log_probs.detach().to(dtype) - ref_log_probs.detach().to(dtype), 0.0)  # [N, T]
+    mask, log_old = response_mask.bool(), old_log_probs.detach().to(dtype)  # [N, T]
+    k1 = torch.where(mask, log_old - ref_log_probs.detach().to(dtype), 0.0)  # [N, T]
     to_go = k1.flip(1).cumsum(dim=1).flip(1)  # [N, T], sum over s >= t
     a = rewards.detach().to(dtype)[:, None] - beta * to_go  # [N, T]
     tokens = a[mask]  # [response tokens]
-    if len(tokens) == 0 or tokens.max() - tokens.min() <= 8 * torch.finfo(dtype).eps * tokens.abs().max():
+    # Two passes of one policy give log-probs that differ by rounding, and dividing by its spread would make it 1. A
+    # log-prob is z_y - logsumexp(z) of logits z, each a sum of many products: some tens of eps nats (40 were measured
+    # with the embedded model), more where it is large. Sums over a response may add up what its tokens have.
+    k1_rounding = 64 * torch.where(k1 != 0, log_old.abs().clamp(min=1), 0.0).sum(dim=1)  # [N], in eps
+    rounding = torch.finfo(dtype).eps * (8 * tokens.abs().max() + beta * k1_rounding.max()) if len(tokens) else 0.0
+    if len(tokens) == 0 or tokens.max() - tokens.min() <= rounding:
         return torch.zeros_like(a)
     return torch.where(mask, (a - tokens.mean()) / tokens.std(), 0.0)  # [N, T]
 
@@ -138,10 +149,14 @@ def grpo_loss(log_probs, old_log_probs, advantages, beta=0.0, ref_log_probs=None
                          f"{[tuple(x.shape) for x in (log_probs, old_log_probs, ref_log_probs, advantages)]}")
     dtype = torch.promote_types(log_probs.dtype, torch.float32)  # exp overflows in half precision
     log_p, log_old, log_ref = log_probs.to(dtype), old_log_probs.detach().to(dtype), ref_log_probs.detach().to(dtype)
-    w = (log_p - log_old).exp()  # [N, T] or [N], pi_theta / pi_old
     a = advantages.detach().to(dtype).reshape(advantages.shape + (1,) * (log_p.dim() - advantages.dim()))  # [N, 1]
-    k3 = torch.expm1(log_ref - log_p) - (log_ref - log_p)  # [N, T] or [N]
-    return -torch.minimum(w * a, w.clamp(1 - eps_low, 1 + eps_high) * a) + beta * k3
+    log_w, r = log_p - log_old, log_ref - log_p  # [N, T] or [N]
+    w = torch.where(a < 0, log_w, log_w.clamp(max=88)).exp()  # pi_theta / pi_old; e^88 is finite and beyond the clip
+    # beta (e^r - 1 - r) in two forms. expm1 keeps the digits of a small r. Where r is large, e^r may be infinite, and
+    # 0 times that is nan: there beta goes into the exponent.
+    log_beta = torch.tensor(beta, dtype=torch.float64).log().item()
+    beta_k3 = torch.where(r < 1, beta * (torch.expm1(r.clamp(max=1)) - r), (r + log_beta).exp() - beta * (1 + r))
+    return -torch.minimum(w * a, w.clamp(1 - eps_low, 1 + eps_high) * a) + beta_k3
 
 
 def gspo_loss(log_probs, old_log_probs, advantages, response_mask, eps_low=3e-4, eps_high=4e-4):
@@ -164,8 +179,9 @@ def gspo_loss(log_probs, old_log_probs, advantages, response_mask, eps_low=3e-4,
     dtype = torch.promote_types(log_probs.dtype, torch.float32)
     mask = response_mask.bool()  # [N, T]
     log_w = torch.where(mask, log_probs.to(dtype) - old_log_probs.detach().to(dtype), 0.0)  # [N, T]
-    s = (log_w.sum(dim=1) / mask.sum(dim=1).clamp(min=1)).exp()  # [N]
     a = advantages.detach().to(dtype)  # [N]
+    log_s = log_w.sum(dim=1) / mask.sum(dim=1).clamp(min=1)  # [N]
+    s = torch.where(a < 0, log_s, log_s.clamp(max=88)).exp()  # [N]; e^88 is finite and beyond the clip
     return -torch.minimum(s * a, s.clamp(1 - eps_low, 1 + eps_high) * a)  # [N]
 
 

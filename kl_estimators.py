@@ -97,9 +97,10 @@ def corrected_grpo_penalty(log_probs, old_log_probs, ref_log_probs):
         raise ValueError("log_probs, old_log_probs and ref_log_probs must have one shape, got "
                          f"{tuple(log_probs.shape)}, {tuple(old_log_probs.shape)} and {tuple(ref_log_probs.shape)}")
     dtype = torch.promote_types(log_probs.dtype, torch.float32)
-    w = (log_probs.to(dtype) - old_log_probs.detach().to(dtype)).exp()
-    log_ratio = ref_log_probs.detach().to(dtype) - log_probs.to(dtype)
-    return w * (torch.expm1(log_ratio) - log_ratio)
+    log_p, log_old, log_ref = log_probs.to(dtype), old_log_probs.detach().to(dtype), ref_log_probs.detach().to(dtype)
+    w, q, r = (log_p - log_old).exp(), (log_ref - log_old).exp(), log_ref - log_p
+    # w k3 in two forms: the first keeps the digits near the reference, the second has no e^r, which overflows.
+    return torch.where(r < 1, w * (torch.expm1(r.clamp(max=1)) - r), q - w * (1 + r))
 
 
 def expected_gradient(use, estimator, direction, logits, old_logits, ref_logits):

@@ -44,6 +44,8 @@ def pmd_mean_advantages(rewards: torch.Tensor, group_size: int, leave_one_out: b
         raise ValueError(f"group_size must be at least 1 and divide the {len(rewards)} rewards, got {group_size}")
     if leave_one_out and group_size == 1:
         raise ValueError("leave_one_out needs other responses to compare with: use group_size >= 2")
+    if not rewards.isfinite().all():
+        raise ValueError("rewards must be finite")
     r = rewards.to(torch.promote_types(rewards.dtype, torch.float32)).reshape(-1, group_size)  # [P, G]
     # The mean of eight float32 0.7 is not 0.7. Counting from the group's lowest reward makes equal rewards exact zeros.
     r = r - r.amin(dim=1, keepdim=True)  # [P, G]
@@ -70,19 +72,22 @@ def pmd_part_advantages(rewards: torch.Tensor, group_size: int, tau: float,
         raise ValueError(f"group_size must be at least 1 and divide the {len(rewards)} rewards, got {group_size}")
     if leave_one_out and group_size == 1:
         raise ValueError("leave_one_out needs other responses to compare with: use group_size >= 2")
+    if not rewards.isfinite().all():
+        raise ValueError("rewards must be finite")
     if not 0 < tau < float("inf"):
         raise ValueError(f"tau must be positive and finite, got {tau}")
-    # float64, because tau times a rounding error of the logarithm is no longer small at large tau.
     r = rewards.double().reshape(-1, group_size)  # [P, G]
-    # A does not change when a constant leaves every reward. Taking out the lowest makes equal rewards exact zeros.
-    r = r - r.amin(dim=1, keepdim=True)  # [P, G]
-    # Row i: log-weight of each reward in the baseline of response i. One's own is masked, never subtracted afterwards:
-    # at small tau it is all of the sum, and nothing would be left of the others.
-    log_weights = torch.zeros(group_size, group_size, dtype=r.dtype, device=r.device)  # [G, G]
+    # Row i: which rewards make the baseline of response i. One's own is left out, never subtracted afterwards: at small
+    # tau it is all of the sum, and nothing would be left of the others.
+    others = torch.ones(group_size, group_size, dtype=torch.bool, device=r.device)  # [G, G]
     if leave_one_out:
-        log_weights.fill_diagonal_(float("-inf"))
-    log_mean = (r[:, None, :] / tau + log_weights).logsumexp(dim=-1) - log_weights.logsumexp(dim=-1)  # [P, G]
-    return (r - tau * log_mean).reshape(-1).to(torch.promote_types(rewards.dtype, torch.float32))  # [N]
+        others.fill_diagonal_(False)
+    best = r[:, None, :].masked_fill(~others, -float("inf")).amax(dim=-1)  # [P, G]
+    # tau log mean exp(r / tau) = best + tau log(1 + mean(exp((r - best) / tau) - 1)): nothing overflows at small tau,
+    # and at large tau, where the mean of exp rounds to 1, log1p and expm1 keep the digits.
+    below = torch.expm1((r[:, None, :] - best[:, :, None]) / tau)  # [P, G, G]
+    log_mean = torch.log1p(torch.where(others, below, 0.0).sum(dim=-1) / others.sum(dim=-1))  # [P, G]
+    return (r - best - tau * log_mean).reshape(-1).to(torch.promote_types(rewards.dtype, torch.float32))  # [N]
 
 
 def pmd_loss(log_probs: torch.Tensor, old_log_probs: torch.Tensor, advantages: torch.Tensor, mask: torch.Tensor,
@@ -141,6 +146,8 @@ def pmd_mean_policy(old_probs: torch.Tensor, rewards: torch.Tensor, tau: float) 
     if not r.isfinite().all():
         raise ValueError("rewards must be finite")
     a = (r - (old * r).sum()) / tau  # [K], A / tau
+    if not a.isfinite().all():
+        raise ValueError(f"tau is too small for these rewards: A / tau overflows at tau = {tau}")
     a = a - (old * a).sum()  # [K], again: 1 / tau has magnified the rounding error of the mean
     if a.max() <= 0:
         return old, a.new_zeros(())  # nothing to choose between: pi = pi_t, lam = 0

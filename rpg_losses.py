@@ -125,7 +125,7 @@ def ufkl_loss(log_probs, old_log_probs, advantages, beta, ref_log_probs=None):
     q = (log_ref - log_old).exp()  # [N, T] or [N], pi_ref / pi_old: 1 for the sampler
     l = log_p - log_ref  # [N, T] or [N], log(pi_theta / pi_ref)
     a = advantages.detach().to(dtype).reshape(advantages.shape + (1,) * (log_p.dim() - advantages.dim()))  # [N, 1]
-    return -w * a + beta * (w - q * l - q)
+    return w * (-a + beta) - beta * (q * l + q)
 
 
 def urkl_loss(log_probs, old_log_probs, advantages, beta, ref_log_probs=None):
@@ -150,7 +150,7 @@ def urkl_loss(log_probs, old_log_probs, advantages, beta, ref_log_probs=None):
     w = (log_p - log_old).exp()  # [N, T] or [N], pi_theta / pi_old
     l = log_p - log_ref  # [N, T] or [N], log(pi_theta / pi_ref)
     a = advantages.detach().to(dtype).reshape(advantages.shape + (1,) * (log_p.dim() - advantages.dim()))  # [N, 1]
-    return -w * a + beta * (w * l - w)
+    return w * (-a + beta * (l - 1))
 
 
 def reinforce_fkl_loss(log_probs, old_log_probs, advantages, beta, ref_log_probs=None):
@@ -277,24 +277,21 @@ def dual_clip_loss(log_probs, old_log_probs, advantages, beta, kl="urkl", eps_lo
                          f"{[tuple(x.shape) for x in (log_probs, old_log_probs, ref_log_probs, advantages)]}")
     dtype = torch.promote_types(log_probs.dtype, torch.float32)  # exp overflows in half precision
     log_p, log_old, log_ref = log_probs.to(dtype), old_log_probs.detach().to(dtype), ref_log_probs.detach().to(dtype)
+    if kl not in ("fkl", "rkl", "ufkl", "urkl"):
+        raise ValueError(f"unknown kl {kl!r}: use fkl, rkl, ufkl or urkl")
     if c <= 1:
         raise ValueError(f"c must be larger than 1, got {c}")
-    # Beyond both upper clips (and e^x > x) nothing depends on w any more: stopping there keeps exp finite.
-    w = (log_p - log_old).clamp(max=max(c, 1 + eps_high)).exp()  # [N, T] or [N], pi_theta / pi_old
+    log_w = log_p - log_old  # [N, T] or [N], log(pi_theta / pi_old)
     l = (log_p - log_ref).detach()  # [N, T] or [N], log(pi_theta / pi_ref)
     a = advantages.detach().to(dtype).reshape(advantages.shape + (1,) * (log_p.dim() - advantages.dim()))  # [N, 1]
-    if kl == "fkl":
-        a_hat = a + beta * (-l).exp()
-    elif kl == "rkl":
-        a_hat = a - beta * (l + 1)
-    elif kl == "ufkl":
-        a_hat = a - beta * (1 - (-l).exp())
-    elif kl == "urkl":
-        a_hat = a - beta * l
-    else:
-        raise ValueError(f"unknown kl {kl!r}: use fkl, rkl, ufkl or urkl")
-    clipped = torch.maximum(-w * a_hat, -w.clamp(1 - eps_low, 1 + eps_high) * a_hat)  # [N, T] or [N]
-    return torch.where(a_hat >= 0, clipped, torch.minimum(clipped, -c * a_hat))
+    kl = kl if beta else "urkl"  # without beta all are the same; 0 times an infinite e^-l would be nan
+    a_hat = {"fkl": a + beta * (-l).exp(), "rkl": a - beta * (l + 1), "ufkl": a - beta * (1 - (-l).exp()),
+             "urkl": a - beta * l}[kl]  # [N, T] or [N]
+    low, high, top = torch.tensor([max(0, 1 - eps_low), 1 + eps_high, c], dtype=torch.float64).log().tolist()
+    log_u = torch.where(a_hat >= 0, log_w.clamp(max=high), log_w.clamp(low, top))  # [N, T] or [N]
+    # u Ahat as in the table, with u for w and v for q: where pi_theta has lost an event, e^-l overflows and v does not.
+    u, v = log_u.exp(), (log_u - l).exp()  # [N, T] or [N], v = u e^-l
+    return -{"fkl": u * a + beta * v, "rkl": u * a_hat, "ufkl": u * a - beta * (u - v), "urkl": u * a_hat}[kl]
 
 
 def reinforce_dual_clip_loss(log_probs, old_log_probs, advantages, beta, kl="urkl", eps_low=0.2, eps_high=0.28, c=3.0,
@@ -319,24 +316,21 @@ def reinforce_dual_clip_loss(log_probs, old_log_probs, advantages, beta, kl="urk
                          f"{[tuple(x.shape) for x in (log_probs, old_log_probs, ref_log_probs, advantages)]}")
     dtype = torch.promote_types(log_probs.dtype, torch.float32)  # exp overflows in half precision
     log_p, log_old, log_ref = log_probs.to(dtype), old_log_probs.detach().to(dtype), ref_log_probs.detach().to(dtype)
+    if kl not in ("fkl", "rkl", "ufkl", "urkl"):
+        raise ValueError(f"unknown kl {kl!r}: use fkl, rkl, ufkl or urkl")
     if c <= 1:
         raise ValueError(f"c must be larger than 1, got {c}")
-    # Beyond both upper clips (and e^x > x) every event is still: stopping there keeps its constant finite.
-    w = (log_p - log_old).detach().clamp(max=max(c, 1 + eps_high)).exp()  # [N, T] or [N], pi_theta / pi_old
+    # Beyond both upper clips (and e^x > x) no event has a gradient: stopping there keeps its constant finite.
+    log_w = (log_p - log_old).detach().clamp(max=max(c, 1 + eps_high))  # [N, T] or [N], log(pi_theta / pi_old)
     l = (log_p - log_ref).detach()  # [N, T] or [N], log(pi_theta / pi_ref)
+    w, q = log_w.exp(), (log_w - l).exp()  # [N, T] or [N]
     a = advantages.detach().to(dtype).reshape(advantages.shape + (1,) * (log_p.dim() - advantages.dim()))  # [N, 1]
-    if kl == "fkl":
-        a_hat = a + beta * (-l).exp()
-    elif kl == "rkl":
-        a_hat = a - beta * (l + 1)
-    elif kl == "ufkl":
-        a_hat = a - beta * (1 - (-l).exp())
-    elif kl == "urkl":
-        a_hat = a - beta * l
-    else:
-        raise ValueError(f"unknown kl {kl!r}: use fkl, rkl, ufkl or urkl")
+    kl = kl if beta else "urkl"  # without beta all are the same; 0 times an infinite e^-l would be nan
+    a_hat = {"fkl": a + beta * (-l).exp(), "rkl": a - beta * (l + 1), "ufkl": a - beta * (1 - (-l).exp()),
+             "urkl": a - beta * l}[kl]  # [N, T] or [N]
     alive = torch.where(a_hat >= 0, w < 1 + eps_high, (w > 1 - eps_low) & (w < c))  # [N, T] or [N]
-    return -w * a_hat * torch.where(alive, log_p, log_p.detach())
+    weight = {"fkl": w * a + beta * q, "rkl": w * a_hat, "ufkl": w * a - beta * (w - q), "urkl": w * a_hat}[kl]
+    return -weight * torch.where(alive, log_p, log_p.detach())
 
 
 def main():

@@ -169,6 +169,24 @@ def test_reinforce_pp_zeros():
     assert torch.equal(reinforce_pp_advantages(r, old, mask, 5.0), reinforce_pp_advantages(r, old, mask, 0.0))
 
 
+@pytest.mark.parametrize("dtype, rounding", [(torch.float32, 5e-6), (F64, 1e-14)])
+@pytest.mark.parametrize("beta", [1e-3, 0.1, 2.0])
+def test_reinforce_pp_does_not_normalise_rounding(dtype, rounding, beta):
+    r"""Pitfall 28. Policy = reference, log-probs from two passes: with the embedded model they differ by 5e-6 nats."""
+    g = torch.Generator().manual_seed(0)
+    old = (-torch.rand(16, 60, generator=g, dtype=F64)).to(dtype)
+    noise = torch.randn(16, 60, generator=g, dtype=F64)
+    mask = torch.arange(60) < torch.randint(1, 61, (16, 1), generator=g)
+    again = old + (noise.clamp(-1, 1) * rounding).to(dtype)
+    for reward in (0.0, 0.7, 1.0):
+        rewards = torch.full((16,), reward)
+        assert (reinforce_pp_advantages(rewards, old, mask, beta, again) == 0).all()
+        # A KL of 0.1 nats is none of rounding, nor are rewards that differ.
+        assert reinforce_pp_advantages(rewards, old, mask, beta, old + 0.1 * noise.to(dtype))[mask].std() > 0.9
+        rewards[3] += 0.5
+        assert reinforce_pp_advantages(rewards, old, mask, beta, again)[mask].std() > 0.9
+
+
 # Losses
 
 
@@ -237,6 +255,27 @@ def test_clip_regions_on_a_grid(eps_low, eps_high):
     for loss in (grpo, gspo):
         torch.testing.assert_close(gradient(lambda x: loss(x).sum(), old + log_w), wanted, rtol=1e-11, atol=1e-13)
         torch.testing.assert_close(loss(old + log_w), value, rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.parametrize("name", ["grpo_loss", "gspo_loss"])
+def test_a_good_event_far_beyond_the_clip(name):
+    r"""Pitfall 27: e^89 is infinite in float32, the clipped loss is not, and its gradient is 0 and not 0 times inf."""
+    for gap, advantage in itertools.product((87.0, 89.0, 1e3, 1e5), (0.0, 1.0, 1e6)):
+        log_p, old, a = torch.tensor([[gap - 2]], requires_grad=True), torch.tensor([[-2.0]]), torch.tensor([advantage])
+        loss = grpo_loss(log_p, old, a) if name == "grpo_loss" else gspo_loss(log_p, old, a, torch.ones(1, 1))
+        loss.sum().backward()
+        eps_high = 0.2 if name == "grpo_loss" else 4e-4
+        assert loss.item() == pytest.approx(-(1 + eps_high) * advantage) and log_p.grad == 0
+
+
+@pytest.mark.parametrize("gap", [89.0, 1e3, 1e5])
+def test_grpo_without_a_kl_survives_a_token_that_was_lost(gap):
+    r"""beta = 0 and log pi_theta far below the reference: k3 is infinite, and 0 times that is nan."""
+    for advantage in (-1.0, 0.0, 1.0):
+        log_p, old = torch.tensor([-2.0 - gap], requires_grad=True), torch.tensor([-2.0])
+        loss = grpo_loss(log_p, old, torch.tensor([advantage]))
+        loss.backward()
+        assert loss.item() == pytest.approx(0.8 if advantage < 0 else 0) and log_p.grad.abs() < 1e-38
 
 
 def test_gspo_gradient_and_mask():
@@ -348,6 +387,11 @@ def test_mixed_groups():
     (lambda x: reinforce_pp_advantages(x[:2], x[:, None], x[:, None]), r"must be \[N, T\]"),
     (lambda x: reinforce_pp_advantages(x, x, x), r"must be \[N, T\]"),
     (lambda x: reinforce_pp_advantages(x, x[:, None], x), r"must be \[N, T\]"),
+    *[(call, "rewards must be finite") for value in (float("inf"), -float("inf"), float("nan")) for call in (
+        lambda x, value=value: grpo_advantages(torch.tensor([value, 0.0, 0.0, 0.0]), 4),
+        lambda x, value=value: rloo_advantages(torch.tensor([1.0, value]), 2),
+        lambda x, value=value: reinforce_pp_advantages(value * x, x[:, None], x[:, None]),
+    )],
 ])
 def test_bad_input_is_one_clear_line(call, message):
     with pytest.raises(ValueError, match=message) as error:

@@ -6,7 +6,7 @@ is loaded anew on top of the patched copy; nothing in the checkout changes.
 
 Pitfalls: 1 empty response, 7 zero-variance group, 8 group of one, 9 min and max swapped in a clip, 10 sign or direction
 of a KL, 11 k1 as a loss, 12 means of microbatch means, 14 1/|o| kept in Dr. GRPO, 22 a clamp that kills a gradient,
-23 exp in half precision, 24 leave-one-out by subtraction.
+23 exp in half precision, 24 leave-one-out by subtraction, 27 0 times inf after a where, 28 normalised rounding.
 """
 
 import ast
@@ -37,10 +37,16 @@ def grid(name, kl="urkl"):
     return lambda t: t.test_clip_regions_on_a_grid(name, kl)
 
 
+def extreme(name, beta):
+    r"""The grid of tests/test_extremes.py, on the patched copy."""
+    return lambda t: load("test_extremes_on_a_copy", ROOT / "tests" / "test_extremes.py") \
+        .test_finite_and_exact_wherever_it_fits_into_float32(name, True, beta)
+
+
 MUTATIONS = [
     # Mass terms: nothing that a normalised policy would show
-    ("mass term dropped", "rpg_losses", "ufkl_loss", "(w - q * l - q)", "(-q * l - q)", masses("ufkl_loss")),
-    ("mass term dropped", "rpg_losses", "urkl_loss", "(w * l - w)", "(w * l)", masses("urkl_loss")),
+    ("mass term dropped", "rpg_losses", "ufkl_loss", "(-a + beta)", "-a", masses("ufkl_loss")),
+    ("mass term dropped", "rpg_losses", "urkl_loss", "(l - 1)", "l", masses("urkl_loss")),
     ("mass term added", "rpg_losses", "rkl_loss", "beta * l)", "beta * (l - 1))", masses("rkl_loss")),
     ("mass term added", "rpg_losses", "fkl_loss", "beta * q * log_p", "beta * (q * log_p - w)", masses("fkl_loss")),
     ("mass term dropped", "rpg_losses", "reinforce_ufkl_loss", "beta * (w - q)", "beta * (-q)",
@@ -48,9 +54,9 @@ MUTATIONS = [
     ("mass term added", "rpg_losses", "reinforce_rkl_loss", "(l + 1)", "l", masses("reinforce_rkl_loss")),
     ("mass term added", "rpg_losses", "reinforce_urkl_loss", "beta * l)", "beta * (l + 1))",
      masses("reinforce_urkl_loss")),
-    ("mass term dropped", "rpg_losses", "dual_clip_loss", "a - beta * (1 - (-l).exp())", "a + beta * (-l).exp()",
+    ("mass term dropped", "rpg_losses", "dual_clip_loss", "beta * (u - v)", "beta * -v",
      masses("dual_clip_loss ufkl")),
-    ("mass term added", "rpg_losses", "reinforce_dual_clip_loss", "a_hat = a - beta * l", "a_hat = a - beta * (l + 1)",
+    ("mass term added", "rpg_losses", "reinforce_dual_clip_loss", "a - beta * l}", "a - beta * (l + 1)}",
      masses("reinforce_dual_clip_loss urkl")),
     # Direction, sign and weight of the KL
     ("10 directions swapped", "rpg_losses", "fkl_loss", "-w * a - beta * q * log_p",
@@ -61,7 +67,8 @@ MUTATIONS = [
     ("10 sign", "rpg_losses", "reinforce_fkl_loss", "+ beta", "- beta", enumerated("reinforce_fkl_loss")),
     ("10 log-ratio upside down", "rpg_losses", "reinforce_dual_clip_loss", "l = (log_p - log_ref)",
      "l = (log_ref - log_p)", enumerated("reinforce_dual_clip_loss urkl")),
-    ("KL without importance weight", "rpg_losses", "urkl_loss", "beta * (w * l - w)", "beta * l.square() / 2",
+    ("KL without importance weight", "rpg_losses", "urkl_loss", "w * (-a + beta * (l - 1))",
+     "-w * a + beta * l.square() / 2",
      enumerated("urkl_loss")),
     ("KL weighted where it must not be", "rpg_losses", "fkl_loss", "beta * q * log_p", "beta * w * log_p",
      enumerated("fkl_loss")),
@@ -78,18 +85,18 @@ MUTATIONS = [
      grid("dual_clip_loss")),
     ("Ahat not detached", "rpg_losses", "dual_clip_loss", "l = (log_p - log_ref).detach()", "l = log_p - log_ref",
      enumerated("dual_clip_loss fkl")),
-    ("9 min and max swapped", "rpg_losses", "dual_clip_loss", "torch.maximum(-w", "torch.minimum(-w",
+    ("9 min and max swapped", "rpg_losses", "dual_clip_loss", "log_w.clamp(max=high)", "log_w.clamp(min=high)",
      grid("dual_clip_loss")),
     ("9 sign of the advantage", "rpg_losses", "dual_clip_loss", "a_hat >= 0", "a_hat <= 0", grid("dual_clip_loss")),
     ("9 sign of the advantage", "rpg_losses", "reinforce_dual_clip_loss", "a_hat >= 0", "a_hat <= 0",
      grid("reinforce_dual_clip_loss")),
     ("9 sign of A, not of Ahat", "rpg_losses", "reinforce_dual_clip_loss", "a_hat >= 0", "a >= 0",
      grid("reinforce_dual_clip_loss", "rkl")),
-    ("no dual clip", "rpg_losses", "dual_clip_loss", "torch.minimum(clipped, -c * a_hat)", "clipped",
+    ("no dual clip", "rpg_losses", "dual_clip_loss", "log_w.clamp(low, top)", "log_w.clamp(low)",
      grid("dual_clip_loss")),
     ("no dual clip", "rpg_losses", "reinforce_dual_clip_loss", " & (w < c)", "", grid("reinforce_dual_clip_loss")),
-    ("clip range swapped", "rpg_losses", "dual_clip_loss", "clamp(1 - eps_low, 1 + eps_high)",
-     "clamp(1 - eps_high, 1 + eps_low)", grid("dual_clip_loss")),
+    ("clip range swapped", "rpg_losses", "dual_clip_loss", "[max(0, 1 - eps_low), 1 + eps_high, c]",
+     "[1 - eps_high, 1 + eps_low, c]", grid("dual_clip_loss")),
     ("weight clipped, not the event", "rpg_losses", "reinforce_dual_clip_loss",
      "torch.where(alive, log_p, log_p.detach())", "log_p", grid("reinforce_dual_clip_loss")),
     # Constants, shapes, numbers
@@ -108,8 +115,28 @@ MUTATIONS = [
      lambda t: t.test_half_precision_ratios("reinforce_fkl_loss")),
     ("float64 lost", "rpg_losses", "ufkl_loss", FLOAT32, "dtype = torch.float32",
      lambda t: t.test_float64_stays_float64()),
-    ("clipped ratio overflows to nan", "rpg_losses", "dual_clip_loss", ".clamp(max=max(c, 1 + eps_high))", "",
+    ("clipped ratio overflows to nan", "rpg_losses", "dual_clip_loss", "u, v = log_u.exp()",
+     "u, v = torch.where(a_hat >= 0, log_w.exp().clamp(max=1 + eps_high), log_w.exp().clamp(1 - eps_low, c))",
      lambda t: t.test_overflowing_ratios_are_clipped_without_nan("dual_clip_loss", "urkl")),
+    # The argument chosen before exp, not the result after it
+    ("27 (A + beta q/w) times w", "rpg_losses", "dual_clip_loss", "u * a + beta * v", "u * a_hat",
+     extreme("dual_clip_loss fkl", 0.1)),
+    ("27 (A + beta q/w) times w", "rpg_losses", "reinforce_dual_clip_loss", "w * a - beta * (w - q)", "w * a_hat",
+     extreme("reinforce_dual_clip_loss ufkl", 0.1)),
+    ("27 0 times infinity", "rpg_losses", "dual_clip_loss", 'kl if beta else "urkl"', "kl",
+     extreme("dual_clip_loss fkl", 0.0)),
+    ("27 infinity minus infinity", "rpg_losses", "urkl_loss", "w * (-a + beta * (l - 1))",
+     "-w * a + beta * (w * l - w)", lambda t: t.test_a_ratio_that_overflows_makes_the_loss_infinite("urkl_loss")),
+    ("27 infinity minus infinity", "rpg_losses", "ufkl_loss", "w * (-a + beta)", "-w * a + beta * w",
+     lambda t: t.test_a_ratio_that_overflows_makes_the_loss_infinite("ufkl_loss")),
+    ("27 0 times infinity", "baselines", "grpo_loss", "(r + log_beta).exp()", "beta * r.exp()",
+     extreme("grpo_loss", 0.0)),
+    ("27 where after exp", "baselines", "grpo_loss", "log_w.clamp(max=88)", "log_w",
+     lambda t: t.test_a_good_event_far_beyond_the_clip("grpo_loss")),
+    ("27 where after exp", "baselines", "gspo_loss", "log_s.clamp(max=88)", "log_s",
+     lambda t: t.test_a_good_event_far_beyond_the_clip("gspo_loss")),
+    ("27 where after exp", "kl_estimators", "corrected_grpo_penalty", "torch.expm1(r.clamp(max=1))", "torch.expm1(r)",
+     extreme("corrected_grpo_penalty", 0.0)),
     # Baselines
     ("7 zero variance over epsilon", "baselines", "grpo_advantages", "r = rewards.to(",
      NAIVE_STANDARDISED + "r = rewards.to(",
@@ -117,8 +144,10 @@ MUTATIONS = [
     ("7 zero variance by rounding", "baselines", "rloo_advantages", "r = r - r.amin(dim=1, keepdim=True)", "r = r * 1",
      lambda t: t.test_equal_rewards_give_exact_zeros(0.7, torch.float32)),
     ("7 zero variance over the batch", "baselines", "reinforce_pp_advantages",
-     "tokens.max() - tokens.min() <= 8 * torch.finfo(dtype).eps * tokens.abs().max()", "False",
+     "tokens.max() - tokens.min() <= rounding", "False",
      lambda t: t.test_reinforce_pp_zeros()),
+    ("28 rounding of log-probs normalised", "baselines", "reinforce_pp_advantages", " + beta * k1_rounding.max()", "",
+     lambda t: t.test_reinforce_pp_does_not_normalise_rounding(torch.float32, 5e-6, 0.1)),
     ("8 group of one", "baselines", "grpo_advantages", "torch.where(equal, 0.0, deviation / std)",
      "torch.where(equal, rewards.reshape(-1, group_size) if group_size == 1 else 0.0, deviation / std)",
      lambda t: t.test_a_group_of_one()),
@@ -135,14 +164,13 @@ MUTATIONS = [
      lambda t: t.test_clip_regions_on_a_grid(0.2, 0.2)),
     ("22 ratio clamped for both signs", "baselines", "grpo_loss", "torch.minimum(w * a, w.clamp", "(w.clamp",
      lambda t: t.test_clip_regions_on_a_grid(0.2, 0.28)),
-    ("10 sign", "baselines", "grpo_loss", "+ beta * k3", "- beta * k3", lambda t: t.test_grpo_penalty_gradient()),
-    ("10 direction", "baselines", "grpo_loss", "torch.expm1(log_ref - log_p) - (log_ref - log_p)",
-     "torch.expm1(log_p - log_ref) - (log_p - log_ref)", lambda t: t.test_grpo_penalty_gradient()),
+    ("10 sign", "baselines", "grpo_loss", "+ beta_k3", "- beta_k3", lambda t: t.test_grpo_penalty_gradient()),
+    ("10 direction", "baselines", "grpo_loss", "log_ref - log_p", "log_p - log_ref", lambda t: t.test_grpo_penalty_gradient()),
     ("10 KL in the reward, sign", "baselines", "reinforce_pp_advantages", "- beta * to_go", "+ beta * to_go",
      lambda t: t.test_reinforce_pp_follows_the_regularised_objective()),
     ("KL of the past in the reward", "baselines", "reinforce_pp_advantages", "k1.flip(1).cumsum(dim=1).flip(1)",
      "k1.cumsum(dim=1)", lambda t: t.test_reinforce_pp_follows_the_regularised_objective()),
-    ("11 k1 as a loss", "baselines", "grpo_loss", "torch.expm1(log_ref - log_p) - (log_ref - log_p)", "log_p - log_ref",
+    ("11 k1 as a loss", "baselines", "grpo_loss", "+ beta_k3", "- beta * r",
      lambda t: t.test_grpo_penalty_gradient()),
     ("23 exp in half precision", "baselines", "grpo_loss", FLOAT32, "dtype = log_probs.dtype",
      lambda t: t.test_half_precision(torch.float16)),
@@ -159,9 +187,11 @@ MUTATIONS = [
      lambda t: t.test_gradient_of_every_use("reverse", "k3")),
     ("10 direction", "kl_estimators", "k1", "log_p.to(dtype) - log_q.to(dtype)", "log_q.to(dtype) - log_p.to(dtype)",
      lambda t: t.test_gradient_of_every_use("reverse", "k1")),
-    ("weight without gradient", "kl_estimators", "corrected_grpo_penalty", ".exp()", ".exp().detach()",
+    ("weight without gradient", "kl_estimators", "corrected_grpo_penalty", "w, q, r = (log_p - log_old).exp()",
+     "w, q, r = (log_p - log_old).detach().exp()",
      lambda t: t.test_corrected_grpo_penalty(t.OLD)),
-    ("weight forgotten", "kl_estimators", "corrected_grpo_penalty", "return w * (", "return (",
+    ("weight forgotten", "kl_estimators", "corrected_grpo_penalty", "w, q, r = (log_p - log_old).exp()",
+     "w, q, r = torch.ones_like(log_p)",
      lambda t: t.test_corrected_grpo_penalty(t.OLD)),
     ("exp(x) - 1 - x", "kl_estimators", "k3", "torch.expm1(log_ratio)", "log_ratio.exp() - 1",
      lambda t: t.test_k3_keeps_its_digits_near_zero()),
@@ -183,17 +213,20 @@ MUTATIONS = [
      "losses = losses.to(torch.promote_types(losses.dtype, torch.float32))", "losses = losses + 0",
      lambda t: t.test_dtypes(torch.float16, torch.float32)),
     # PMD
-    ("24 leave-one-out by subtraction", "pmd_mean", "pmd_part_advantages", "return (r - tau * log_mean).reshape(-1)",
+    ("24 leave-one-out by subtraction", "pmd_mean", "pmd_part_advantages", "return (r - best - tau * log_mean).reshape(-1)",
      """if leave_one_out:
-        e = (r / tau - (r / tau).amax(dim=1, keepdim=True)).exp()
-        log_mean = ((e.sum(dim=1, keepdim=True) - e) / (group_size - 1)).log() + (r / tau).amax(dim=1, keepdim=True)
-    return (r - tau * log_mean).reshape(-1)""",
+        best = r.amax(dim=1, keepdim=True)
+        e = ((r - best) / tau).exp()
+        log_mean = ((e.sum(dim=1, keepdim=True) - e) / (group_size - 1)).log()
+    return (r - best - tau * log_mean).reshape(-1)""",
      lambda t: t.test_leave_one_out_far_below_the_left_out()),
-    ("24 leave-one-out mean clamped", "pmd_mean", "pmd_part_advantages", "return (r - tau * log_mean).reshape(-1)",
-     """best = (r / tau).amax(dim=1, keepdim=True)
-    log_mean = best + (log_mean - best).exp().clamp(min=1e-8).log()
-    return (r - tau * log_mean).reshape(-1)""",
+    ("24 leave-one-out mean clamped", "pmd_mean", "pmd_part_advantages", "return (r - best - tau * log_mean).reshape(-1)",
+     """top = r.amax(dim=1, keepdim=True)
+    log_mean = (log_mean + (best - top) / tau).exp().clamp(min=1e-8).log()
+    return (r - top - tau * log_mean).reshape(-1)""",
      lambda t: t.test_only_winner_of_eight_gets_exactly_one(0, torch.float64)),
+    ("log of a mean that rounds to 1", "pmd_mean", "pmd_part_advantages", "torch.log1p(", "torch.log(1 + ",
+     lambda t: t.test_part_is_mean_at_a_tau_beyond_rounding(1e16, False, torch.float64, 1e-14)),
     ("10 sign of the log-ratio", "pmd_mean", "pmd_loss", "(advantages.detach() - tau * s)",
      "(advantages.detach() + tau * s)", lambda t: t.test_loss_by_hand()),
 ]
@@ -234,4 +267,4 @@ def test_the_bug_is_caught(what, file, function, old, new, check, tmp_path, monk
 
 def test_the_table_covers_the_pitfalls_that_concern_a_loss():
     covered = {int(what.split()[0]) for what, *_ in MUTATIONS if what.split()[0].isdigit()}
-    assert covered >= {1, 7, 8, 9, 10, 11, 12, 14, 22, 23, 24}
+    assert covered >= {1, 7, 8, 9, 10, 11, 12, 14, 22, 23, 24, 27, 28}

@@ -130,6 +130,23 @@ def test_part_tends_to_mean_as_tau_grows(leave_one_out, dtype):
     close(pmd_part_advantages(rewards, 4, 1e6, leave_one_out), mean, 2e-6)
 
 
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-6), (F64, 1e-14)])
+@pytest.mark.parametrize("leave_one_out", [False, True])
+@pytest.mark.parametrize("tau", [1e15, 1e16, 1e100, 1e308])
+def test_part_is_mean_at_a_tau_beyond_rounding(tau, leave_one_out, dtype, tolerance):
+    # The mean of exp(r/tau) rounds to 1 there; that of expm1(r/tau) keeps its digits.
+    rewards = torch.tensor([1.0, 0.0, 0.3, -2.0, 0.0, 1.0, 1.0, 0.25], dtype=dtype)
+    close(pmd_part_advantages(rewards, 4, tau, leave_one_out), pmd_mean_advantages(rewards, 4, leave_one_out), tolerance)
+
+
+@pytest.mark.parametrize("tau", [1e-300, 1e-309, 5e-324])
+def test_part_at_a_tau_that_leaves_the_best_only(tau):
+    # tau log mean exp(r/tau) tends to the best reward, of the others where one's own is left out.
+    rewards = t64(1, 0, 0.5, 0.5)
+    close(pmd_part_advantages(rewards, 4, tau), t64(0, -1, -0.5, -0.5), 1e-12)
+    close(pmd_part_advantages(rewards, 4, tau, leave_one_out=True), t64(0.5, -1, -0.5, -0.5), 1e-12)
+
+
 def all_advantages(rewards, group_size):
     yield pmd_mean_advantages(rewards, group_size)
     for tau in (1e-3, 0.01, 1.0, 100.0):
@@ -470,6 +487,21 @@ def test_nothing_to_choose_between(tau):
         close(pmd_part_policy(old, rewards, tau), old, 1e-15)
 
 
+@pytest.mark.parametrize("tau", [1e-305, 1e-309, 5e-324])
+def test_the_smallest_tau_has_a_right_answer_or_an_error(tau):
+    for old, rewards in ((t64(0.1, 0.9), t64(1, 0)), (t64(0.2, 0.3, 0.5), t64(0, 1e5, 1e5))):
+        close(pmd_part_policy(old, rewards, tau), pmd_part_policy(old, rewards, 1e-6), 1e-15)  # the best share it all
+        if tau == 1e-305 and rewards.max() == 1:
+            probs, lam = pmd_mean_policy(old, rewards, tau)
+            close(probs, t64(1, 0), 1e-12)
+            assert lam.item() == pytest.approx(0.1 * 0.9 / tau, rel=1e-12)  # p A / tau, see above
+        else:
+            with pytest.raises(ValueError, match="tau is too small for these rewards"):
+                pmd_mean_policy(old, rewards, tau)
+    probs, lam = pmd_mean_policy(t64(0.1, 0.9), t64(0.7, 0.7), tau)  # nothing to choose between
+    assert lam == 0 and probs.tolist() == [0.1, 0.9]
+
+
 def test_nearly_equal_rewards():
     probs, lam = pmd_mean_policy(t64(0.5, 0.5), t64(1.0, 1.0 + 1e-12), 1.0)
     close(probs, t64(0.5, 0.5), 1e-12)
@@ -526,7 +558,11 @@ BAD = [
     (lambda: pmd_loss(ONES, ONES[:1], torch.ones(2), ONES, 0.1), r"must all be \[N, T\]"),
     (lambda: pmd_loss(ONES, ONES, torch.ones(2), ONES[:, :1], 0.1), r"must all be \[N, T\]"),
     (lambda: pmd_loss(ONES[0], ONES[0], torch.ones(3), ONES[0], 0.1), r"must all be \[N, T\]"),
-] + [case for tau in (0, -1.0, float("nan"), float("inf")) for case in (
+] + [(call, "rewards must be finite") for value in (float("inf"), -float("inf"), float("nan")) for call in (
+    lambda value=value: pmd_mean_advantages(torch.tensor([value, 0.0]), 2),
+    lambda value=value: pmd_mean_advantages(torch.tensor([value, 0.0]), 2, leave_one_out=True),
+    lambda value=value: pmd_part_advantages(torch.tensor([value, 0.0]), 2, 0.1),
+)] + [case for tau in (0, -1.0, float("nan"), float("inf")) for case in (
     (lambda tau=tau: pmd_part_advantages(torch.ones(4), 2, tau), f"tau must be positive and finite, got {tau}"),
     (lambda tau=tau: pmd_loss(ONES, ONES, torch.ones(2), ONES, tau), f"tau must be positive and finite, got {tau}"),
     (lambda tau=tau: pmd_mean_policy(t64(0.5, 0.5), t64(1, 0), tau), f"tau must be positive and finite, got {tau}"),

@@ -1,5 +1,6 @@
 r"""rpg_losses.py: every gradient by enumeration, the weights of the paper event by event, the clip on a grid."""
 
+import itertools
 import math
 
 import pytest
@@ -347,6 +348,16 @@ def test_overflowing_ratios_are_clipped_without_nan(name, kl):
         loss = getattr(rpg_losses, name)(x, torch.tensor([-200.0, -0.1]), torch.tensor([advantage, 1.0]), 0.001, kl=kl)
         loss.sum().backward()
         assert loss.isfinite().all() and x.grad[0] == 0 and x.grad[1] != 0
+
+
+@pytest.mark.parametrize("name", [f"{kl}_loss" for kl in KLS])
+def test_a_ratio_that_overflows_makes_the_loss_infinite(name):
+    r"""As the header says: with the sign of the exact loss, never nan where there is an advantage."""
+    log_p, old = torch.tensor([-2.0, -2.0]), torch.tensor([-102.0, -102.0])
+    for a, beta in itertools.product((torch.tensor([1.0, -1.0]), torch.tensor([30.0, -30.0])), (0.0, 0.1)):
+        exact = call(name, log_p.double(), old.double(), a.double(), beta)
+        assert (exact.abs() > 1e40).all()
+        assert torch.equal(call(name, log_p, old, a, beta), exact.sign().float() * torch.inf)
 
 
 def test_padding_of_zeros_and_empty_batches():
