@@ -44,7 +44,7 @@ USED_BY = dict(
 
 # Defaults of the objectives that have their own; the first line is everyone else's.
 OBJECTIVE_DEFAULTS = {
-    None: dict(aggregate="token-mean", eps_low=0.2, eps_high=0.2, clip_c=3.0, ratio="token", reference="sampler",
+    None: dict(aggregate="token-mean", eps_low=0.2, eps_high=0.2, clip_c=10.0, ratio="token", reference="sampler",
                filter_groups=False),
     **{name: dict(aggregate="seq-mean-token-sum") for name in (*PMD, "rloo")},
     **{name: dict(eps_high=0.28) for name in RPG_CLIP},
@@ -125,7 +125,7 @@ class Settings:
     filter_groups: bool = setting(None, "drop groups that are all right or all wrong and sample others, three times as "
                                   "many prompts at most (dapo does it by itself)")
     overlong_penalty: int = setting(None, "DAPO's: over the last so many tokens before max_new_tokens, the reward "
-                                    "falls by up to 1; 0: none (default: 0; a quarter of --max-new-tokens for dapo)")
+                                    "falls by up to 1/2; 0: none (default: 0; a fifth of --max-new-tokens for dapo)")
     length_reward: float = setting(0.0, "weight of Kimi k1.5's length reward; 0: none")
     old_log_probs: str = setting("auto", "log-probs of the policy that sampled: the sampler's own, or recomputed by "
                                  "one more pass over the responses; auto: recomputed in bfloat16, else the sampler's",
@@ -215,7 +215,7 @@ def parse_settings(arguments=None):
             if getattr(settings, name) is None:
                 setattr(settings, name, value)
         if settings.overlong_penalty is None:
-            settings.overlong_penalty = settings.max_new_tokens // 4 if settings.objective == "dapo" else 0
+            settings.overlong_penalty = settings.max_new_tokens // 5 if settings.objective == "dapo" else 0
         settings.out = settings.out or f"runs/{settings.objective}-{time.strftime('%Y%m%d-%H%M%S')}"
     check(settings)
     return settings

@@ -53,7 +53,8 @@ Metrics, each over the whole step, never its last minibatch: of sampling over al
     entropy                 nats per token of the sampling policy, estimated by the mean of -log pi_old(y_t)
     response_length         mean number of sampled tokens in a response, the eos included
     truncated_fraction      fraction of responses that max_new_tokens ended
-    zero_variance_fraction  fraction of sampled groups whose rewards are all equal: they teach nothing
+    zero_variance_fraction  fraction of sampled groups whose rewards are all equal: their advantages are 0, but for
+                            reinforce_pp, which normalises over the whole batch
     seconds_rollout         sampling and verifying; seconds_update: all optimizer steps
     tokens_per_second       sampled tokens by seconds_rollout + seconds_update
 """
@@ -217,7 +218,8 @@ def shaped_rewards(settings, correct, rollout):
     lengths = rollout.response_mask.sum(dim=1).cpu()  # [N]
     rewards = correct
     if settings.overlong_penalty:
-        rewards = rewards + overlong_penalty(lengths, settings.max_new_tokens, settings.overlong_penalty)
+        # Half, as DAPO's range of 1 goes with rewards of +-1, and these are 0 and 1.
+        rewards = rewards + overlong_penalty(lengths, settings.max_new_tokens, settings.overlong_penalty) / 2
     if settings.length_reward:
         rewards = rewards + settings.length_reward * length_reward(correct, lengths, settings.group_size)
     return rewards

@@ -185,7 +185,7 @@ def test_shaping(batch):
     assert torch.equal(program.shaped_rewards(plain, rewards, rollout), rewards)
     overlong = program.parse_settings([*QUICK, "--overlong-penalty", "10"])
     lengths = rollout.response_mask.sum(dim=1)
-    expected = rewards + ((30 - lengths) / 10).clamp(-1, 0)
+    expected = rewards + ((30 - lengths) / 10).clamp(-1, 0) / 2  # rewards are 0 and 1, DAPO's +-1
     torch.testing.assert_close(program.shaped_rewards(overlong, rewards, rollout), expected)
     short = program.parse_settings([*QUICK, "--length-reward", "0.5"])
     shaped = program.shaped_rewards(short, rewards, rollout)
