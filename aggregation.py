@@ -25,6 +25,8 @@ multiply the loss by their number.)
 """
 import torch
 
+MODES = ("token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm")
+
 
 def aggregate(losses, response_mask, mode, num_responses=None, num_tokens=None, max_new_tokens=None):
     r"""sum_i c_i L_i, a scalar; see the table at the top of the file for c_i.
@@ -76,10 +78,9 @@ def aggregate(losses, response_mask, mode, num_responses=None, num_tokens=None, 
 def main():
     lengths = torch.tensor([2, 4, 8, 10])
     mask = torch.arange(10) < lengths[:, None]  # [N, T]
-    modes = ("token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm")
     print(f"Weight of one token, by the length of its response; responses of {lengths.tolist()} tokens, at most 10.\n")
     print(f"{'mode':24s}" + "".join(f"{f'|o| = {length}':>11s}" for length in lengths.tolist()))
-    for mode in modes:
+    for mode in MODES:
         losses = torch.zeros(mask.shape, requires_grad=True)
         aggregate(losses, mask, mode, max_new_tokens=10).backward()
         print(f"{mode:24s}" + "".join(f"{weight:11.4f}" for weight in losses.grad[:, 0].tolist()))
@@ -88,7 +89,7 @@ def main():
     halves = [slice(0, 1), slice(1, 4)]
     print("\nTwo microbatches, the first response and the other three; the loss of a token is its response's length.\n")
     print(f"{'mode':24s}{'whole batch':>14s}{'added parts':>14s}{'mean of means':>16s}")
-    for mode in modes:
+    for mode in MODES:
         whole = aggregate(losses, mask, mode, max_new_tokens=10)
         parts = sum(aggregate(losses[h], mask[h], mode, 4, mask.sum(), 10) for h in halves)
         wrong = sum(aggregate(losses[h], mask[h], mode, max_new_tokens=10) for h in halves) / 2

@@ -51,6 +51,8 @@ class Rollout:
     log_probs: torch.Tensor  # [N, T] float32, log pi_old(y_t | x, y_<t) as sampled; 0 outside the mask
     texts: list  # N strings: the responses without special tokens
     truncated: torch.Tensor  # [N] True where max_new_tokens ended the response, not an eos
+    ref_log_probs: torch.Tensor = None  # [N, T] of a frozen reference, where there is one
+    advantages: torch.Tensor = None  # [N] per response or [N, T] per token, once rewards are known
 
     def to(self, device):
         r"""The same Rollout on another device."""
@@ -64,9 +66,14 @@ class Rollout:
         left = int(attention_mask.argmax(dim=1).min())  # the first column with a token in it
         width = max(1, int(response_mask.sum(dim=1).max()))
         columns = slice(left, prompt_length + width)
+
+        def of_tokens(x):  # [N, T] -> [rows, width]; what is [N] or missing has no columns
+            return x if x is None else x[rows] if x.dim() == 1 else x[rows, :width]
+
         return Rollout(
             self.sequences[rows, columns], attention_mask[:, columns], response_mask[:, :width],
-            self.log_probs[rows, :width], [self.texts[i] for i in rows.tolist()], self.truncated[rows],
+            of_tokens(self.log_probs), [self.texts[i] for i in rows.tolist()], self.truncated[rows],
+            of_tokens(self.ref_log_probs), of_tokens(self.advantages),
         )
 
 
@@ -121,6 +128,12 @@ def pad_left(tokenizer, prompts, multiple=1):
     return input_ids, attention_mask
 
 
+def seeded(key):
+    r"""A random generator that depends on the text `key` and nothing else."""
+    digest = hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
 def uniforms(prompts, group_size, max_new_tokens, seed):
     r"""One uniform number per response and position: [N, T] float64, N = len(prompts) * group_size.
 
@@ -131,9 +144,7 @@ def uniforms(prompts, group_size, max_new_tokens, seed):
     for prompt in prompts:
         for _ in range(group_size):
             j = seen[prompt] = seen.get(prompt, -1) + 1
-            key = hashlib.sha256(f"{seed}\0{j}\0{prompt}".encode("utf-8", "surrogatepass")).digest()
-            generator = torch.Generator().manual_seed(int.from_bytes(key[:8], "big") >> 1)
-            rows.append(torch.rand(max_new_tokens, generator=generator, dtype=torch.float64))
+            rows.append(torch.rand(max_new_tokens, generator=seeded(f"{seed}\0{j}\0{prompt}"), dtype=torch.float64))
     return torch.stack(rows)  # [N, T]
 
 

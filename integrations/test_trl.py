@@ -31,10 +31,11 @@ from trl import GRPOConfig
 import trl_trainer
 from aggregation import aggregate
 from gsm8k import format_prompt, load_problems
+from objectives import OBJECTIVES
+from plumbing.settings import needs_reference
 from reward_math import math_reward
-from rollout import Rollout, sample_rollouts, token_log_probs
-from settings import OBJECTIVE_DEFAULTS, OBJECTIVES
-from train import advantages_of, losses_of, needs_reference
+from rollout import Rollout, sample_rollouts
+from scoring import token_log_probs
 from trl_trainer import ObjectiveTrainer
 
 pytestmark = pytest.mark.trl
@@ -58,7 +59,7 @@ class PlainHead:
 
 
 def plain_log_probs(model, part):
-    r"""rollout.token_log_probs in the model's own dtype, and without position ids: [N, T]."""
+    r"""scoring.token_log_probs in the model's own dtype, and without position ids: [N, T]."""
     T = part.response_mask.shape[1]
     logits = model(input_ids=part.sequences, attention_mask=part.attention_mask).logits[:, -T - 1 : -1]  # [N, T, V]
     log_probs = logits.log_softmax(dim=-1).gather(2, part.sequences[:, -T:, None]).squeeze(2)
@@ -149,9 +150,7 @@ def run(tmp_path, tokenizer, sampled, objective, trainer_class=Recorder, accumul
 
 
 def strengths(objective):
-    from settings import USED_BY
-
-    return {name: value for name, value in (("tau", TAU), ("beta", BETA)) if objective in USED_BY[name]}
+    return {name: value for name, value in (("tau", TAU), ("beta", BETA)) if name in OBJECTIVES[objective].settings}
 
 
 def rollout_of(inputs, mask=None):
@@ -196,19 +195,17 @@ def expected_gradients(trainer, tokenizer, problems, accumulation, G=G, log_prob
     initial = with_weights(trainer.seen[0][1])
     with torch.no_grad():
         whole.log_probs = log_probs_of(initial, whole)  # the sampler's; the reference is the same model
-    ref = whole.log_probs if needs_reference(settings) else None
-    ordered = whole.select(order)
-    advantages = advantages_of(settings, rewards[order], ordered, None if ref is None else ordered.log_probs)
-    advantages = advantages[order.argsort()]  # back to TRL's order
+    objective = OBJECTIVES[settings.objective]
+    whole.ref_log_probs = whole.log_probs if needs_reference(settings) else None
+    advantages = objective.advantages(rewards[order], whole.select(order), settings)
+    whole.advantages = advantages[order.argsort()]  # back to TRL's order
     result, tokens = [], int(whole.response_mask.sum())
     steps = len(batches) // accumulation
     for step in range(steps):
         rows = torch.arange(len(whole.texts)).view(steps, -1)[step]
         model = with_weights(trainer.seen[step * accumulation][1])
         part = whole.select(rows)
-        width = part.response_mask.shape[1]
-        a = advantages[rows] if advantages.dim() == 1 else advantages[rows, :width]
-        losses = losses_of(settings, log_probs_of(model, part), part, None if ref is None else part.log_probs, a)
+        losses = objective.loss(log_probs_of(model, part), part, settings)
         loss = aggregate(losses, part.response_mask, settings.aggregate, num_tokens=tokens / steps,
                          max_new_tokens=settings.max_new_tokens)
         loss.backward()
@@ -237,7 +234,7 @@ def test_gradient_of_both_steps_is_that_of_train(tmp_path, tokenizer, sampled, o
 
 @pytest.mark.parametrize("objective", ["pmd_mean", "rpg_urkl", "rpg_reinforce_clip_urkl", "grpo", "reinforce_pp"])
 def test_first_gradient_as_it_is(tmp_path, tokenizer, sampled, objective):
-    r"""float32, TRL's own head, rollout.token_log_probs."""
+    r"""float32, TRL's own head, scoring.token_log_probs."""
     trainer, got = run(tmp_path, tokenizer, sampled, objective, **strengths(objective))
     wanted = expected_gradients(trainer, tokenizer, sampled[0], accumulation=2)
     assert relative(got[0], wanted[0]) < 1e-5
@@ -356,8 +353,7 @@ def test_config_is_left_as_it_was_and_every_objective_is_known(tmp_path, tokeniz
     for objective in OBJECTIVES:
         trainer = ObjectiveTrainer(tiny_model(), trl_trainer.reward, args, objective=objective, train_dataset=data,
                                    processing_class=tokenizer)
-        defaults = OBJECTIVE_DEFAULTS.get(objective, {})
-        assert trainer.settings.aggregate == defaults.get("aggregate", "token-mean")
+        assert trainer.settings.aggregate == OBJECTIVES[objective].aggregate
         assert args.beta == 0.0
 
 

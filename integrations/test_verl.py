@@ -39,10 +39,10 @@ import rpg_losses
 from aggregation import aggregate
 from baselines import grpo_advantages, rloo_advantages
 from pmd_mean import pmd_loss, pmd_mean_advantages, pmd_part_advantages
-from settings import PMD, RPG, RPG_CLIP
 
 pytestmark = pytest.mark.verl
-OBJECTIVES = (*PMD, *RPG, *RPG_CLIP)
+PMD = plugin.PMD
+OBJECTIVES = (*PMD, *plugin.RPG)
 TAU, BETA = 0.1, 0.05
 SCRIPT = ROOT / "integrations" / "verl_gsm8k.sh"
 
@@ -101,7 +101,7 @@ def plain(objective, log_probs, old, advantages, mask):
     log_probs, old = torch.where(mask, log_probs, 0.0), torch.where(mask, old, 0.0)
     if objective in PMD:
         return pmd_loss(log_probs, old, advantages, mask, TAU)
-    if objective in RPG:
+    if "clip" not in objective:
         return getattr(rpg_losses, objective.removeprefix("rpg_") + "_loss")(log_probs, old, advantages, BETA)
     name = "reinforce_dual_clip_loss" if "reinforce" in objective else "dual_clip_loss"
     return getattr(rpg_losses, name)(log_probs, old, advantages, BETA, objective.split("_")[-1], 0.1, 0.15, 2.5)

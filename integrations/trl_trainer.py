@@ -47,9 +47,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the project's
 
 from aggregation import aggregate
 from gsm8k import INSTRUCTION, format_prompt, load_problems
+from objectives import OBJECTIVES
+from plumbing.settings import PRESETS, needs_reference, parse_settings
 from reward_math import math_reward
-from settings import OBJECTIVES, PMD, PRESETS, RPG, RPG_CLIP, USED_BY, parse_settings
-from train import advantages_of, losses_of, needs_reference
 
 # Settings that are keywords of ObjectiveTrainer, with the defaults of `python train.py --preset gsm8k`.
 GIVEN = ("tau", "beta", "eps_low", "eps_high", "clip_c", "ratio", "reference", "leave_one_out", "aggregate")
@@ -60,20 +60,23 @@ REFUSED = ("beta", "epsilon", "epsilon_high", "delta", "loss_type", "scale_rewar
 
 
 class ObjectiveTrainer(GRPOTrainer):
-    r"""GRPOTrainer with `objective`, one of settings.OBJECTIVES, and the settings of GIVEN that the objective uses."""
+    r"""GRPOTrainer with `objective`, a name in objectives.OBJECTIVES, and the settings of GIVEN that it uses."""
 
     def __init__(self, model, reward_funcs, args, *, objective="pmd_mean", **kwargs):
         given = {name: kwargs.pop(name) for name in GIVEN if name in kwargs}
-        unused = [name for name in given if objective not in USED_BY.get(name, OBJECTIVES)]
+        if objective not in OBJECTIVES:
+            raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}, not {objective!r}")
+        self.objective = OBJECTIVES[objective]
+        unused = [name for name in given if name not in (*self.objective.settings, "aggregate")]
         changed = [name for name in REFUSED if getattr(args, name) != getattr(GRPOConfig, name)]
-        if objective not in OBJECTIVES or unused:
-            raise ValueError(f"{unused[0]} is not used by {objective}: leave it out" if objective in OBJECTIVES else
-                             f"objective must be one of {', '.join(OBJECTIVES)}, not {objective!r}")
+        if unused:
+            raise ValueError(f"{unused[0]} is not used by {objective}: leave it out")
         if changed:
             raise ValueError(f"{changed[0]} is an option of TRL's own objective: leave it out of GRPOConfig and give "
                              f"ObjectiveTrainer its keywords ({', '.join(GIVEN)})")
         steps = args.steps_per_generation // args.gradient_accumulation_steps * args.num_iterations
-        if steps == 1 and objective in (*PMD, *RPG, *RPG_CLIP) and given.get("reference") != "initial":
+        to_sampler = "tau" in self.objective.settings or self.objective.settings.get("reference") == "sampler"
+        if steps == 1 and to_sampler and given.get("reference") != "initial":
             warnings.warn("one optimizer step per generation: the policy is still the sampler, and tau or the KL to it "
                           "does nothing; set steps_per_generation above gradient_accumulation_steps", stacklevel=2)
         flags = [text for name in ("ratio", "reference") if name in given
@@ -100,7 +103,7 @@ class ObjectiveTrainer(GRPOTrainer):
         if self.rewards_per_func.isnan().all(dim=1).any():
             raise ValueError("a response got None from every reward function: return a number for each")
         rewards = (self.rewards_per_func * self.reward_weights.to(self.rewards_per_func)).nansum(dim=1)  # [all N]
-        everyone = SimpleNamespace(ref_log_probs=None)
+        everyone = SimpleNamespace()
         if self.settings.objective == "reinforce_pp":  # its advantages are normalised over the tokens of all processes
             mask = response_mask(batch)  # [N, T]
             if "old_per_token_logps" not in batch:
@@ -113,7 +116,7 @@ class ObjectiveTrainer(GRPOTrainer):
                 None if x is None else self.accelerator.gather(self.accelerator.pad_across_processes(x, dim=1))
                 for x in (mask.long(), batch["old_per_token_logps"], batch.get("ref_per_token_logps"))
             )  # [all N, longest T]; long, as pad_across_processes makes integers of the bools that it pads
-        advantages = advantages_of(self.settings, rewards, everyone, everyone.ref_log_probs)  # [all N] or [all N, T]
+        advantages = self.objective.advantages(rewards, everyone, self.settings)  # [all N] or [all N, T]
         here = slice(self.accelerator.process_index * len(inputs), (self.accelerator.process_index + 1) * len(inputs))
         batch["advantages"] = advantages[here] if advantages.dim() == 1 else advantages[here, : mask.shape[1]]
         return batch
@@ -129,8 +132,9 @@ class ObjectiveTrainer(GRPOTrainer):
         log_probs, old_log_probs, ref_log_probs = (
             None if x is None else torch.where(mask, x, 0.0)
             for x in (log_probs, old_log_probs, inputs.get("ref_per_token_logps")))  # [N, T]
-        part = SimpleNamespace(log_probs=old_log_probs, response_mask=mask)
-        losses = losses_of(self.settings, log_probs, part, ref_log_probs, inputs["advantages"])  # [N, T] or [N]
+        part = SimpleNamespace(log_probs=old_log_probs, ref_log_probs=ref_log_probs, response_mask=mask,
+                               advantages=inputs["advantages"])
+        losses = self.objective.loss(log_probs, part, self.settings)  # [N, T] or [N]
         weights = inputs.get("importance_sampling_ratio")  # [N, 1] or [N, T]
         if weights is not None:
             if losses.dim() == 1 and weights.shape[1] > 1:
@@ -171,7 +175,7 @@ def main():
 
     tiny = PRESETS["tiny"]
     parser = argparse.ArgumentParser(description="Train the embedded model with TRL, on the CPU.")
-    parser.add_argument("--objective", default="pmd_mean", choices=OBJECTIVES, metavar="NAME",
+    parser.add_argument("--objective", default="pmd_mean", choices=tuple(OBJECTIVES), metavar="NAME",
                         help=f"one of {', '.join(OBJECTIVES)}")
     parser.add_argument("--steps", type=int, default=48,
                         help="optimizer steps, four for each generation (default: %(default)s)")
@@ -187,7 +191,7 @@ def main():
         per_device_train_batch_size=tiny["minibatch_size"], num_generations=tiny["group_size"],
         steps_per_generation=tiny["prompts_per_step"] * tiny["group_size"] // tiny["minibatch_size"],
         max_completion_length=tiny["max_new_tokens"])
-    strength = {name: tiny[name] for name in ("tau", "beta") if chosen.objective in USED_BY[name]}
+    strength = {name: tiny[name] for name in ("tau", "beta") if name in OBJECTIVES[chosen.objective].settings}
     trainer = ObjectiveTrainer(model, reward, args, objective=chosen.objective, **strength, processing_class=tokenizer,
                                train_dataset=prompts(load_problems(tiny["train_data"]), tokenizer))
     trainer.train()

@@ -42,9 +42,13 @@ from verl.trainer.ppo.core_algos import POLICY_LOSS_REGISTRY, register_adv_est, 
 from aggregation import aggregate
 from baselines import grpo_advantages
 from kl_estimators import k3
+from objectives import OBJECTIVES
+from plumbing.settings import parse_settings
 from pmd_mean import pmd_mean_advantages, pmd_part_advantages
-from settings import PMD, RPG, RPG_CLIP, parse_settings
-from train import losses_of
+
+
+PMD = tuple(name for name, objective in OBJECTIVES.items() if name.startswith("pmd_"))
+RPG = tuple(name for name, objective in OBJECTIVES.items() if name.startswith("rpg_"))
 
 
 def policy_loss(settings, old_log_prob, log_prob, advantages, response_mask, loss_agg_mode="token-mean", config=None,
@@ -69,8 +73,8 @@ def policy_loss(settings, old_log_prob, log_prob, advantages, response_mask, los
         if rollout_is_weights is not None:
             rollout_is_weights = of_response(rollout_is_weights, mask, "the rollout correction's weights",
                                              "set algorithm.rollout_correction.rollout_is=sequence")  # [N]
-    part = SimpleNamespace(log_probs=old_log_probs, response_mask=mask)
-    losses = losses_of(settings, log_probs, part, None, advantages)  # [N, T] or [N]
+    part = SimpleNamespace(log_probs=old_log_probs, ref_log_probs=None, response_mask=mask, advantages=advantages)
+    losses = OBJECTIVES[settings.objective].loss(log_probs, part, settings)  # [N, T] or [N]
     if rollout_is_weights is not None:
         losses = losses * rollout_is_weights
     batch = config.global_batch_info  # of the whole minibatch: all microbatches and ranks
@@ -120,7 +124,7 @@ BASELINES = dict(
     pmd_part_loo=lambda r, G, config: pmd_part_advantages(r, G, tau_of(config), leave_one_out=True),
     grpo_exact=lambda r, G, config: grpo_advantages(r, G),  # no epsilon: equal rewards give exact zeros
 )
-for name in (*PMD, *RPG, *RPG_CLIP):
+for name in (*PMD, *RPG):
     if name in POLICY_LOSS_REGISTRY:  # register_policy_loss would replace it in silence
         raise ImportError(f"verl has a loss_mode {name} already: this plugin was written for verl 0.9.1")
     register_policy_loss(name)(partial(policy_loss, parse_settings(["--preset", "gsm8k", "--objective", name])))

@@ -26,8 +26,8 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(autouse=True)
 def no_picture(monkeypatch):
     r"""Runs in tests are many and short, and a picture takes a second; test_train.py's fixture `finished` draws one."""
-    if "train" in sys.modules:
-        monkeypatch.setattr(sys.modules["train"], "draw_curves", lambda *_: None)
+    if "plumbing.run" in sys.modules:
+        monkeypatch.setattr(sys.modules["plumbing.run"], "draw_curves", lambda *_: None)
 
 
 @pytest.fixture(scope="session")

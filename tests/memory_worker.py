@@ -14,7 +14,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import train as program  # noqa: E402
 from rollout import Rollout  # noqa: E402
-from settings import parse_settings  # noqa: E402
+from objectives import OBJECTIVES  # noqa: E402
+from plumbing.settings import parse_settings  # noqa: E402
 
 
 def memory(name):  # MB; VmRSS now, VmHWM at its peak
@@ -33,12 +34,22 @@ settings = parse_settings(["--preset", "tiny", "--group-size", "16", "--prompts-
 mask = torch.ones(N, T, dtype=torch.bool)
 rollout = Rollout(torch.randint(V, (N, P + T)), torch.ones(N, P + T, dtype=torch.long), mask, torch.full((N, T), -12.0),
                   [""] * N, torch.zeros(N, dtype=torch.bool))
-advantages, optimizer = torch.linspace(-1, 1, N), torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+rollout.advantages = torch.linspace(-1, 1, N)
+
+
+def one_update(rollout):
+    optimizer.zero_grad(set_to_none=True)
+    update = program.backward(model, OBJECTIVES[settings.objective], rollout, torch.arange(N), settings)
+    program.optimizer_step(model, optimizer, update, settings, 0)
+    return update
+
+
 short = rollout.select(range(N))
 short.response_mask[:, 4:] = False
-program.update(model, optimizer, short.select(range(N)), None, advantages, torch.arange(N), settings, 0)
+one_update(short.select(range(N)))
 before = memory("VmRSS")
 Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
-totals = program.update(model, optimizer, rollout, None, advantages, torch.arange(N), settings, 1)
-assert totals["tokens"] == N * T and not totals["skipped"]
+update = one_update(rollout)
+assert update.num_tokens == N * T and not update.skipped
 print(memory("VmHWM") - before)

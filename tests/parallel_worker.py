@@ -6,9 +6,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import parallel  # noqa: E402
+from plumbing import parallel  # noqa: E402
+import plumbing.run  # noqa: E402
 import train as program  # noqa: E402
-from settings import parse_settings  # noqa: E402
+from plumbing.settings import parse_settings  # noqa: E402
 
 RUNS = dict(
     replicas=["--objective", "pmd_mean"],
@@ -36,5 +37,5 @@ def main(out):
 
 
 if __name__ == "__main__":
-    program.draw_curves = lambda *_: None  # a second each
+    plumbing.run.draw_curves = lambda *_: None  # a second each
     main(sys.argv[1])

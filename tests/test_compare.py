@@ -10,9 +10,9 @@ from types import SimpleNamespace
 import pytest
 from conftest import ROOT
 
-import compare
+from studies import compare
 import train
-from checkpoint import checkpoints
+from plumbing.checkpoint import checkpoints
 
 QUICK = ["--preset", "tiny", "--device", "cpu", "--steps", "1", "--eval-size", "4", "--prompts-per-step", "2",
          "--group-size", "2", "--minibatch-size", "4", "--micro-batch-size", "4", "--max-new-tokens", "8"]

@@ -12,9 +12,10 @@ import unicodedata
 
 import pytest
 
-import settings as choices
+from plumbing import settings as choices
+import plumbing.run
 import train as program
-from checkpoint import truncate_metrics, write_json
+from plumbing.checkpoint import truncate_metrics, write_json
 from gsm8k import format_prompt, load_problems
 from reward_math import extract_answer, math_reward, verify
 from rollout import pad_left, sample_rollouts

@@ -13,7 +13,8 @@ import torch
 from conftest import ROOT
 from test_train import QUICK, finished, read_metrics, run, without_timings  # noqa: F401 (a fixture)
 
-import checkpoint
+from plumbing import checkpoint
+import plumbing.run
 import train as program
 
 
@@ -50,7 +51,7 @@ def test_killed_while_a_checkpoint_is_written(tmp_path, two_steps, monkeypatch, 
     out = tmp_path / "run"
     owner = getattr(checkpoint, module) if module else checkpoint
     real, saving = getattr(owner, name), []
-    save = program.save_checkpoint
+    save = plumbing.run.save_checkpoint
 
     def save_and_count(*arguments):
         saving.append(arguments[1])
@@ -61,7 +62,7 @@ def test_killed_while_a_checkpoint_is_written(tmp_path, two_steps, monkeypatch, 
             raise Killed
         return real(*arguments, **kwargs)
 
-    monkeypatch.setattr(program, "save_checkpoint", save_and_count)
+    monkeypatch.setattr(plumbing.run, "save_checkpoint", save_and_count)
     monkeypatch.setattr(owner, name, killed)
     with pytest.raises(Killed):
         run("--steps", 2, "--save-every", 1, "--out", out)

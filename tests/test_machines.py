@@ -14,9 +14,12 @@ import transformers as hf
 from conftest import ROOT, small_model
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import plumbing.run
 import rollout as sampling
 import train as program
 from gsm8k import format_prompt
+from plumbing import metrics
+from plumbing.model import in_bfloat16
 from rollout import check_model, sample_rollouts
 from scoring import has_plain_head, head_logits, token_log_probs
 from test_train import QUICK, run
@@ -35,9 +38,9 @@ def prompts_for(tokenizer):
 def test_every_cpu_computes_in_float32(monkeypatch, cpu):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: CPUS[cpu])
     settings = program.parse_settings(["--device", "cpu"])
-    assert settings.preset == "tiny" and not program.in_bfloat16(settings)
+    assert settings.preset == "tiny" and not in_bfloat16(settings)
     assert not program.recomputes_old_log_probs(settings)
-    assert program.in_bfloat16(program.parse_settings(["--device", "cpu", "--dtype", "bfloat16"]))
+    assert in_bfloat16(program.parse_settings(["--device", "cpu", "--dtype", "bfloat16"]))
 
 
 def test_a_cuda_device_changes_neither_task_nor_model(monkeypatch, capsys):
@@ -165,7 +168,7 @@ def test_a_plain_head_is_recognised_to_rounding_and_no_other(tokenizer, monkeypa
 
 @pytest.mark.parametrize("plain", [True, False])
 def test_the_console_says_which_head_it_found(tmp_path, monkeypatch, capsys, plain):
-    monkeypatch.setattr(program, "has_plain_head", lambda _: plain)
+    monkeypatch.setattr(plumbing.run, "has_plain_head", lambda _: plain)
     run("--steps", 1, "--eval-every", 0, "--save-every", 0, "--out", tmp_path / "run")
     assert ("vocabulary in blocks" if plain else "whole logits") in capsys.readouterr().out
 
@@ -285,7 +288,7 @@ def test_a_skipped_update_leaves_the_average_kl_alone(tmp_path, monkeypatch):
         return real(*arguments, **keywords) * (math.nan if len(calls) == 1 else 1.0)
 
     monkeypatch.setattr(program, "aggregate", broken_once)
-    monkeypatch.setattr(program, "k3", lambda p, q: (p - q) * (math.nan if len(calls) == 1 else 1.0))
+    monkeypatch.setattr(metrics, "k3", lambda p, q: (p - q) * (math.nan if len(calls) == 1 else 1.0))
     rows = run(*flags, "--out", tmp_path / "run")
     assert rows[1]["skipped_updates"] == 1
     state = json.loads(next((tmp_path / "run").glob("checkpoint-*/state.json")).read_text())

@@ -12,7 +12,7 @@ from conftest import ROOT
 from parallel_worker import RUNS, main
 from safetensors.torch import load_file
 
-from train import METRICS
+from plumbing.metrics import NAMES
 
 pytestmark = pytest.mark.slow
 
@@ -43,7 +43,7 @@ def test_two_processes_do_what_one_does(runs, name):
     one, two = metrics(runs[0] / name), metrics(runs[1] / name)
     assert len(one) == len(two) == (4 if name == "replicas" else 3)  # replicas: resumed, its last step by other processes
     for a, b in zip(one, two):
-        for key in METRICS:
+        for key in NAMES:
             if key.startswith("seconds") or key.startswith("tokens_per") or key == "sampler_mismatch":
                 continue
             expected = None if a[key] is None else pytest.approx(a[key], rel=2e-4, abs=1e-7)

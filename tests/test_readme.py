@@ -5,7 +5,7 @@ import re
 
 from conftest import ROOT
 
-import settings as choices
+from plumbing import settings as choices
 
 README = (ROOT / "README.md").read_text()
 MAP = README.split("## From the papers to the code")[1].split("\n## ")[0]

@@ -1,5 +1,6 @@
 r"""The loop: its command line, its gradient, its record, and that a run that was stopped goes on as if it had not."""
 
+import dataclasses
 import json
 import math
 import shutil
@@ -9,9 +10,13 @@ import torch
 from conftest import ROOT, small_model
 from safetensors.torch import load_file
 
-import settings as choices
 import train as program
 from gsm8k import format_prompt, load_problems
+from objectives import OBJECTIVES
+from plumbing import settings as choices
+from plumbing.batches import microbatches
+from plumbing.model import load_model
+from plumbing.run import next_problems
 from pmd_mean import pmd_mean_advantages
 from rollout import sample_rollouts
 from scoring import token_log_probs
@@ -93,16 +98,9 @@ def test_samples_and_result_are_printed(tmp_path, capsys):
 
 # --- the gradient ---
 
-class Recorder(torch.optim.SGD):
-    r"""Leaves the weights alone, so that the gradient of a minibatch can be looked at."""
-
-    def step(self):
-        pass
-
-
 def minibatch_gradient(tiny, *arguments):
     model, tokenizer = tiny
-    settings = program.parse_settings([*QUICK, "--max-grad-norm", "1e30", *map(str, arguments)])
+    settings = program.parse_settings([*QUICK, *map(str, arguments)])
     problems = load_problems(ROOT / "tiny" / "train.jsonl", limit=4)
     prompts = [format_prompt(tokenizer, problem["question"]) for problem in problems]
     rollout = sample_rollouts(model, tokenizer, prompts, 4, 40, settings.temperature, seed=0)
@@ -112,7 +110,8 @@ def minibatch_gradient(tiny, *arguments):
     old = torch.randn(rollout.log_probs.shape, generator=generator) * 0.1  # as if the policy had moved since
     rollout.log_probs += torch.where(rollout.response_mask, old, 0.0)
     rows = torch.tensor([3, 0, 1, 2, 11, 10, 9, 8])
-    totals = program.update(model, Recorder(model.parameters(), lr=1.0), rollout, None, advantages, rows, settings, 0)
+    rollout.advantages = advantages
+    totals = program.backward(model, OBJECTIVES[settings.objective], rollout, rows, settings)
     gradient = torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
     model.zero_grad()
     return gradient, totals, (model, rollout, advantages, rows, settings)
@@ -123,7 +122,7 @@ def test_microbatches_add_up_to_the_full_batch(tiny):
     for size in (1, 3):
         parts, totals_of_parts, _ = minibatch_gradient(tiny, "--micro-batch-size", size)
         assert (parts - whole).norm() < 1e-5 * whole.norm()
-        assert totals_of_parts == pytest.approx(totals, rel=1e-4)
+        assert vars(totals_of_parts) == pytest.approx(vars(totals), rel=1e-4)
 
 
 def test_token_budgets_add_up_to_the_full_batch(tiny):
@@ -135,8 +134,8 @@ def test_token_budgets_add_up_to_the_full_batch(tiny):
         flags = ("--micro-batch-size", 8, "--tokens-per-microbatch", budget)
         parts, totals_of_parts, (*_, settings) = minibatch_gradient(tiny, *flags)
         assert (parts - whole).norm() < 1e-5 * whole.norm()
-        assert totals_of_parts == pytest.approx(totals, rel=1e-4)
-        cut = program.microbatches(rollout, rows, settings)
+        assert vars(totals_of_parts) == pytest.approx(vars(totals), rel=1e-4)
+        cut = microbatches(rollout, rows, settings)
         assert sorted(row for part, _ in cut for row in part.tolist()) == sorted(rows.tolist())
         for part, piece in cut:
             padded = len(part) // piece * int(prompts[part].max()) + len(part) * int(lengths[part].max())
@@ -174,15 +173,14 @@ def test_the_gradient_is_that_of_the_regression(tiny, temperature):
     surrogate = -((advantages[rows] - 0.3 * s).detach() * log_probs.sum(dim=1)).mean()
     expected = torch.cat([g.flatten() for g in torch.autograd.grad(surrogate, model.parameters())])
     assert (gradient - expected).norm() < 1e-4 * expected.norm()
-    assert totals["loss"] == pytest.approx(((advantages[rows] - 0.3 * s).square() / 0.6).mean().item(), rel=1e-4)
-    assert totals["grad_norm"] == pytest.approx(gradient.norm().item(), rel=1e-3)
+    assert totals.loss == pytest.approx(((advantages[rows] - 0.3 * s).square() / 0.6).mean().item(), rel=1e-4)
     log_ratio = (log_probs - rollout.log_probs[rows])[rollout.response_mask[rows]]
-    assert totals["kl"] / totals["tokens"] == pytest.approx((log_ratio.exp() - 1 - log_ratio).mean().item(), rel=1e-3)
+    assert totals.kl / totals.num_tokens == pytest.approx((log_ratio.exp() - 1 - log_ratio).mean().item(), rel=1e-3)
 
 
 def test_gradient_checkpointing_gives_the_same_gradient(tiny):
     settings = program.parse_settings([*QUICK, "--gradient-checkpointing"])
-    model, tokenizer = program.load_model(settings, settings.model)
+    model, tokenizer = load_model(settings, settings.model)
     plain, _, _ = minibatch_gradient(tiny)
     calls = []
     model.model.layers[0].mlp.register_forward_pre_hook(lambda *_: calls.append(1))
@@ -201,7 +199,7 @@ def test_dropout_is_off(tmp_path, tokenizer):
     model.save_pretrained(tmp_path / "gpt2")
     tokenizer.save_pretrained(tmp_path / "gpt2")
     settings = program.parse_settings([*QUICK, "--model", str(tmp_path / "gpt2")])
-    loaded, _ = program.load_model(settings, settings.model)
+    loaded, _ = load_model(settings, settings.model)
     ids = torch.arange(10)[None]
     loaded.train()
     assert torch.equal(loaded(input_ids=ids).logits, loaded(input_ids=ids).logits)
@@ -244,11 +242,11 @@ def test_bfloat16_products_with_float32_weights(tmp_path):
 def test_each_epoch_visits_every_problem_once():
     settings = program.parse_settings([*QUICK])
     problems = list(range(10))
-    places = [p for drawn in range(0, 20, 4) for p in program.next_problems(problems, settings, drawn)]
+    places = [p for drawn in range(0, 20, 4) for p in next_problems(problems, settings, drawn)]
     assert sorted(places[:10]) == sorted(places[10:]) == problems
     assert places[:10] != places[10:] and places[:10] != problems
     settings.seed = 1
-    assert [p for drawn in range(0, 20, 4) for p in program.next_problems(problems, settings, drawn)] != places
+    assert [p for drawn in range(0, 20, 4) for p in next_problems(problems, settings, drawn)] != places
 
 
 # --- nothing lost ---
@@ -291,7 +289,8 @@ def test_a_run_killed_before_its_first_checkpoint_starts_over(tmp_path):
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch, capsys):
     run("--steps", 2, "--save-every", 2, "--out", tmp_path / "run")
     kept = {path: path.read_bytes() for path in (tmp_path / "run" / "checkpoint-000002").iterdir()}
-    monkeypatch.setattr(program, "pmd_loss", lambda log_probs, *_: log_probs.sum(dim=1) * float("nan"))
+    broken = dataclasses.replace(OBJECTIVES["pmd_mean"], loss=lambda log_probs, *_: log_probs.sum(dim=1) * math.nan)
+    monkeypatch.setitem(OBJECTIVES, "pmd_mean", broken)
     capsys.readouterr()
     with pytest.raises(SystemExit) as stop:
         run("--resume", tmp_path / "run", "--steps", 4, quick=False)

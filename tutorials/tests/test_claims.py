@@ -1,4 +1,4 @@
-r"""tutorials/claims.py: exact claims hold, sampled ones run at a small size, a broken formula is noticed."""
+r"""studies/claims.py: exact claims hold, sampled ones run at a small size, a broken formula is noticed."""
 
 import math
 import sys
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tutorials"))
+sys.path.insert(0, str(ROOT / "studies"))
 
 import claims  # noqa: E402
 

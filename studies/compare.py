@@ -1,4 +1,4 @@
-r"""Compares objectives over seeds: `python compare.py --objectives pmd_mean,grpo,rpg_urkl --seeds 3`.
+r"""Compares objectives over seeds: `python studies/compare.py --objectives pmd_mean,grpo,rpg_urkl --seeds 3`.
 
 Runs `train.py` once for each objective and seed, one after the other, with that objective's own defaults; whatever this
 program does not know (`--steps 30 --lr 1e-4`) goes on to every run. It can be stopped at any time: the same command
@@ -25,9 +25,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from settings import OBJECTIVES
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
 
-HERE = Path(__file__).resolve().parent
+from objectives import OBJECTIVES  # noqa: E402
 
 
 def read_run(folder):
@@ -42,7 +43,7 @@ def run_one(folder, objective, seed, extra):
     r"""Starts the run, goes on with it, or does nothing where it is finished. Exits with its status if it fails."""
     if read_run(folder):
         return
-    command = [sys.executable, str(HERE / "train.py")]
+    command = [sys.executable, str(ROOT / "train.py")]
     if (folder / "config.json").exists():
         command += ["--resume", str(folder)]
     else:
@@ -64,10 +65,10 @@ def kl_moved(folder, settings, limit=256):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from gsm8k import format_prompt, load_problems
+    from plumbing.model import device_of
+    from plumbing.settings import Settings
     from rollout import sample_rollouts
     from scoring import token_log_probs
-    from settings import Settings
-    from train import device_of
 
     tokenizer = AutoTokenizer.from_pretrained(folder / "model")
     device = device_of(Settings(**settings))

@@ -1,4 +1,4 @@
-r"""What sampling and updating cost, in one run: `python benchmarks/throughput.py --out results/benchmarks`.
+r"""What sampling and updating cost, in one run: `python studies/throughput.py --out studies/results/benchmarks`.
 
 1. Sampling 32 prompts x 8 responses of the embedded model, against transformers' `generate` on the same prompts, in
    float32 and in bfloat16 each, taking turns; the ratio is that of the fastest of each.
@@ -24,9 +24,10 @@ sys.path.insert(0, str(ROOT))
 
 import train as program  # noqa: E402
 from gsm8k import format_prompt, load_problems  # noqa: E402
+from objectives import OBJECTIVES  # noqa: E402
+from plumbing.settings import parse_settings  # noqa: E402
 from pmd_mean import pmd_mean_advantages  # noqa: E402
 from rollout import pad_left, sample_rollouts  # noqa: E402
-from settings import parse_settings  # noqa: E402
 
 SIZES = {"0.5M": (96, 3), "0.9M": (128, 4), "3M": (192, 6), "13M": (384, 8)}  # width, layers
 
@@ -52,6 +53,12 @@ def random_model(name, tokenizer):
         max_position_embeddings=2048, eos_token_id=tokenizer.eos_token_id, pad_token_id=0, bos_token_id=None))
 
 
+def one_update(model, optimizer, rollout, rows, settings):
+    optimizer.zero_grad(set_to_none=True)
+    update = program.backward(model, OBJECTIVES[settings.objective], rollout, rows, settings)
+    program.optimizer_step(model, optimizer, update, settings, 0)
+
+
 def measure(model, tokenizer, prompts, group_size, max_new_tokens, peak, repeats=5):
     r"""A row of the table: medians over some repeats, after one that is not counted."""
     settings = parse_settings(["--preset", "tiny", "--group-size", str(group_size), "--prompts-per-step",
@@ -65,9 +72,8 @@ def measure(model, tokenizer, prompts, group_size, max_new_tokens, peak, repeats
         seconds, rollout = seconds_of(lambda: sample_rollouts(
             model, tokenizer, prompts, group_size, max_new_tokens, seed=repeat))
         sampling.append(seconds)
-        advantages = pmd_mean_advantages((rows % 2).float(), group_size)
-        updating.append(seconds_of(lambda: program.update(
-            model, optimizer, rollout, None, advantages, rows, settings, 0))[0])
+        rollout.advantages = pmd_mean_advantages((rows % 2).float(), group_size)
+        updating.append(seconds_of(lambda: one_update(model, optimizer, rollout, rows, settings))[0])
     prompt_tokens = int(rollout.attention_mask.sum() - rollout.response_mask.sum()) // group_size
     response_tokens = int(rollout.response_mask.sum())
     # Tied weights: the embedding's matrix is multiplied once, by the head.

@@ -1,6 +1,6 @@
 r"""Nine claims of the papers about their own methods, each turned into a measurement at toy scale.
 
-`python tutorials/claims.py --out FOLDER` measures all nine in under three minutes on one core, prints the table, and
+`python studies/claims.py --out FOLDER` measures all nine in under three minutes on one core, prints the table, and
 writes claims.md, claims.json and the pictures to FOLDER. The same command gives the same numbers: every draw is seeded.
 CLAIMS.md beside this file is its output with an introduction.
 

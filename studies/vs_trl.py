@@ -1,4 +1,4 @@
-r"""One iteration of train.py against one of TRL's GRPOTrainer: `python benchmarks/vs_trl.py`.
+r"""One iteration of train.py against one of TRL's GRPOTrainer: `python studies/vs_trl.py`.
 
 An iteration: 256 responses (32 prompts x 8, up to 72 tokens, temperature 1), verified, then 4 AdamW steps of 64
 responses with GRPO's loss without a KL term. Both start from the embedded model, on the embedded problems, with one
@@ -9,7 +9,7 @@ TRL's time is that of its own training steps, between on_step_begin and on_step_
 saving; ours is that of sampling, verifying and updating. Neither evaluates. The first iteration of each is left out, as
 both allocate in it. TRL generates with transformers' `generate`, its default; vLLM needs a GPU.
 
-    pip install -r benchmarks/requirements.txt      (TRL is pinned there)
+    pip install -r studies/requirements.txt      (TRL is pinned there)
 """
 
 import argparse
@@ -27,13 +27,16 @@ sys.path.insert(0, str(ROOT))
 
 import train as program  # noqa: E402
 from gsm8k import INSTRUCTION, load_problems  # noqa: E402
+from objectives import OBJECTIVES  # noqa: E402
+from plumbing.model import load_model  # noqa: E402
+from plumbing.settings import parse_settings  # noqa: E402
 from reward_math import math_reward  # noqa: E402
-from settings import parse_settings  # noqa: E402
 
 
 def our_iterations(settings):
     r"""Yields the seconds of one iteration after another, (rollout, update)."""
-    model, tokenizer = program.load_model(settings, settings.model)
+    model, tokenizer = load_model(settings, settings.model)
+    objective = OBJECTIVES[settings.objective]
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=0.0, fused=True)
     problems = load_problems(settings.train_data, "train")
     drawn = step = optimizer_steps = 0
@@ -43,10 +46,11 @@ def our_iterations(settings):
         rollout, correct, drawn = program.sample(model, tokenizer, problems, settings, step, drawn)
         rollout_seconds = time.perf_counter() - clock
         clock = time.perf_counter()
-        advantages = program.advantages_of(settings, correct, rollout, None)
-        for groups in torch.randperm(settings.prompts_per_step).split(settings.minibatch_size // settings.group_size):
-            rows = (groups[:, None] * settings.group_size + torch.arange(settings.group_size)).flatten()
-            program.update(model, optimizer, rollout, None, advantages, rows, settings, optimizer_steps)
+        rollout.advantages = objective.advantages(correct, rollout, settings)
+        for minibatch in program.minibatches(rollout, settings, step):
+            optimizer.zero_grad(set_to_none=True)
+            update = program.backward(model, objective, rollout, minibatch, settings)
+            program.optimizer_step(model, optimizer, update, settings, optimizer_steps)
             optimizer_steps += 1
         yield rollout_seconds, time.perf_counter() - clock
 
@@ -62,7 +66,7 @@ def main():
         from datasets import Dataset
         from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
     except ImportError as error:
-        print(f"vs_trl.py: {error}: pip install -r benchmarks/requirements.txt", file=sys.stderr)
+        print(f"vs_trl.py: {error}: pip install -r studies/requirements.txt", file=sys.stderr)
         sys.exit(2)
 
     settings = parse_settings(["--preset", "tiny", "--objective", "grpo", "--beta", "0", "--out", "unused",

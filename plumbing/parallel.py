@@ -24,6 +24,8 @@ import os
 import torch
 import torch.distributed as dist
 
+from rollout import concatenate, uniforms
+
 
 def rank():
     r"""This process's number, 0 where there is only one."""
@@ -89,3 +91,24 @@ def sum_gradients(model):
             waiting.append(dist.all_reduce(parameter.grad, async_op=True))
     for handle in waiting:
         handle.wait()
+
+
+def over_processes(sample):
+    r"""`sample` (rollout.sample_rollouts) for several processes: each answers its share of the prompts, all get all.
+
+    On one process it is `sample` itself.
+    """
+    if world() == 1:
+        return sample
+
+    def shared(model, tokenizer, prompts, group_size, max_new_tokens, *arguments, seed=0, **keywords):
+        draws = uniforms(prompts, group_size, max_new_tokens, seed)  # [N, T], the same everywhere
+        own = mine(draws.view(len(prompts), group_size, -1)).flatten(0, 1)
+        groups = []  # one Rollout for each of this process's prompts, of which there may be none
+        if mine(prompts):
+            share = sample(model, tokenizer, mine(prompts), group_size, max_new_tokens, *arguments, uniform=own,
+                           **keywords).to("cpu")
+            groups = [share.select(range(first, first + group_size)) for first in range(0, len(own), group_size)]
+        return concatenate(gather(groups)).to(model.device)
+
+    return shared

@@ -1,0 +1,77 @@
+r"""The model of a run: where it is computed, in which precision, and loading it without dropout."""
+
+import os
+from pathlib import Path
+
+import torch
+
+from plumbing.settings import fail
+from rollout import check_model
+
+
+def device_of(settings):
+    r"""The device of this process; `auto` and `cuda` mean one CUDA device for each process of a machine."""
+    local = int(os.environ.get("LOCAL_RANK", 0))  # of torchrun: this process's number on its machine
+    if settings.device == "auto":
+        return torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
+    try:
+        device = torch.empty(0, device=settings.device).device
+    except (RuntimeError, AssertionError) as error:
+        fail(f"--device {settings.device} cannot be used here: {str(error).strip().splitlines()[0][:200]}")
+    return torch.device("cuda", local) if settings.device == "cuda" else device
+
+
+def in_bfloat16(settings):
+    r"""Asked for, or on a CUDA device that multiplies it in hardware. Never by a look at the CPU: see --dtype."""
+    if settings.dtype != "auto":
+        return settings.dtype == "bfloat16"
+    return device_of(settings).type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def recomputes_old_log_probs(settings):
+    r"""In bfloat16 decoding with a cache and reading at once differ by more than float32 rounding: read once more."""
+    return settings.old_log_probs == "recomputed" or settings.old_log_probs == "auto" and in_bfloat16(settings)
+
+
+def autocast(settings):
+    r"""Matrix products in bfloat16 where `in_bfloat16` says so; the weights stay float32."""
+    return torch.autocast(device_of(settings).type, dtype=torch.bfloat16, enabled=in_bfloat16(settings))
+
+
+def precision(settings):
+    r"""What the matrix products are computed in, for the console; on CUDA it sets the head's to TF32 with bfloat16."""
+    on_cuda = device_of(settings).type == "cuda"
+    if in_bfloat16(settings):
+        torch.set_float32_matmul_precision("high")  # the head's float32 products; TF32 has more digits than bfloat16
+        return "bfloat16 products" + (", the head's in TF32" if on_cuda else "")
+    torch.set_float32_matmul_precision("highest")
+    return "float32 products" + (" without TF32" if on_cuda else "")
+
+
+def load_model(settings, source):
+    r"""(model, tokenizer) through AutoModelForCausalLM, in float32 and without dropout, on the device."""
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    if (source.startswith((".", os.sep)) or Path(source).exists()) and not (Path(source) / "config.json").is_file():
+        fail(f"no model at {source}: give a Hugging Face model directory or a hub name with --model")
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+        config = transformers.AutoConfig.from_pretrained(source)
+        # Dropout would make the policy that is updated another one than the policy that sampled. Some models keep their
+        # rates as numbers and apply them by function, so the configuration is where all of them can be set to 0.
+        for name, value in vars(config.get_text_config()).items():
+            if "drop" in name and isinstance(value, float):
+                setattr(config.get_text_config(), name, 0.0)
+        model = transformers.AutoModelForCausalLM.from_pretrained(source, config=config, dtype=torch.float32)
+    except Exception as error:  # transformers raises many kinds; each means that there is no model to be had
+        fail(f"cannot load the model {source}: {(str(error).strip() or repr(error)).splitlines()[0][:200]}")
+    if settings.gradient_checkpointing:
+        model.activation_checkpointing_enable()
+        model.train()  # transformers recomputes in training mode only
+    model.to(device_of(settings))
+    try:
+        check_model(model, tokenizer, settings.decode)
+    except ValueError as error:
+        fail(error)
+    return model, tokenizer

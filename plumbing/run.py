@@ -1,0 +1,245 @@
+r"""A run: its folder, data, model, optimizer and checkpoints, its record and console, and when it has to stop.
+
+Everything of `train.py` that is no reinforcement learning. Several processes share one run: each holds the model, the
+first one writes files and the console (plumbing/parallel.py).
+"""
+
+import copy
+import dataclasses
+import json
+import math
+import os
+import resource
+import signal
+import sys
+import time
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from gsm8k import format_prompt, load_problems
+from plumbing import metrics, parallel
+from plumbing.checkpoint import checkpoints, load_state, save_checkpoint, truncate_metrics, write_json, write_model
+from plumbing.curves import draw_curves
+from plumbing.model import load_model, precision
+from plumbing.settings import fail, needs_reference, printable
+from rollout import check_positions, seeded
+from scoring import has_plain_head
+
+SKIPPED_IN_A_ROW = 3  # updates with a gradient that is not finite, after which the run stops
+
+
+class Run:
+    r"""What `train` needs to start, or to go on with a run that was stopped, and what it leaves behind.
+
+    policy, tokenizer, optimizer, reference (a frozen copy of the model, or None), problems, held_out: as their names.
+    optimizer_steps, drawn (problems used), average_kl (to the reference), skipped (updates in a row): what a checkpoint
+    keeps beside the weights.
+    """
+
+    def __init__(self, settings):
+        self.settings, self.out, self.started = settings, Path(settings.out), time.time()
+        if not settings.resume and self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
+            fail(f"{self.out} exists and is not empty: give another --out, or go on with the run in it by --resume "
+                 f"{self.out}")
+        try:
+            self.problems = load_problems(settings.train_data, "train")
+            self.held_out = load_problems(settings.eval_data, "test", settings.eval_size) if settings.eval_every else []
+        except ValueError as error:
+            fail(error)
+        saved = checkpoints(self.out)[-1:] if settings.resume else []
+        finished = (self.out / "model" / "config.json").is_file()
+        if settings.resume and finished and not saved:
+            fail(f"the run in {self.out} is finished and kept no checkpoint to go on from: start a new one with another "
+                 "--out")
+        self.policy, self.tokenizer = load_model(settings, str(saved[0]) if saved else settings.model)
+        prompts = [format_prompt(self.tokenizer, problem["question"]) for problem in self.problems + self.held_out]
+        longest = max(map(len, self.tokenizer(prompts, add_special_tokens=False).input_ids))
+        try:
+            check_positions(self.policy, longest, settings.max_new_tokens)
+        except ValueError as error:
+            fail(str(error).replace("max_new_tokens", "--max-new-tokens"))
+        self.reference = copy.deepcopy(self.policy).requires_grad_(False) if needs_reference(settings) else None
+        self.optimizer = torch.optim.AdamW(self.policy.parameters(), lr=settings.lr,
+                                           weight_decay=settings.weight_decay, fused=True)
+        state = dict(step=0, optimizer_steps=0, drawn=0, average_kl=0.0, skipped=0, seconds=0.0)
+        if saved:
+            try:
+                state = load_state(saved[0], self.policy, self.optimizer, self.reference, names=state)
+            except ValueError as error:
+                fail(error)
+        self.first_step, self.seconds_before = state["step"] + 1, state["seconds"]
+        self.optimizer_steps, self.drawn, self.average_kl, self.skipped = (
+            state[name] for name in ("optimizer_steps", "drawn", "average_kl", "skipped"))
+        if settings.resume and finished and state["step"] >= settings.steps:
+            fail(f"the run in {self.out} is complete at step {state['step']}: raise --steps to go on")
+        parallel.from_first(None)  # every process has looked at the folder before one of them writes to it
+        self.rows, self.is_new = [], not saved
+        if parallel.rank() == 0:
+            self.out.mkdir(parents=True, exist_ok=True)
+            write_json(self.out / "config.json", {**dataclasses.asdict(settings), "resume": None})
+            self.rows = truncate_metrics(self.out / "metrics.jsonl", state["step"] if saved else -1)
+            self.print_start()
+        self.rows = parallel.from_first(self.rows)
+
+    def print_start(self):
+        parameters = sum(parameter.numel() for parameter in self.policy.parameters())
+        head = "vocabulary in blocks" if has_plain_head(self.policy) else "whole logits, as its head does more than W h"
+        print(f"{self.settings.objective}: {parameters:,} parameters on {parallel.world()} x {self.policy.device}, "
+              f"{precision(self.settings)}, {head}, {len(self.problems)} training problems, {len(self.held_out)} held "
+              f"out, run in {self.out}")
+        if self.settings.resume:
+            print(f"goes on after step {self.first_step - 1}")
+
+    def steps(self):
+        r"""The steps that are left, with a progress bar; after each a checkpoint where one is due, at last the model."""
+        settings, steps = self.settings, range(self.first_step, self.settings.steps + 1)
+        with tqdm(steps, initial=self.first_step - 1, total=settings.steps, desc=settings.objective, unit="step",
+                  disable=parallel.rank() > 0) as self.bar:
+            for step in self.bar:
+                self.updates, self.mismatch, self.seconds, self.clock = [], None, [], time.time()
+                yield step
+                if settings.optimizer_reset:
+                    self.optimizer.state.clear()
+                stopped = parallel.from_first(Interrupt.asked)  # one process may hear of it before another
+                if stopped or settings.save_every and (step % settings.save_every == 0 or step == settings.steps):
+                    self.save(step)
+                if stopped and step < settings.steps:
+                    self.bar.close()
+                    if parallel.rank() == 0:
+                        print(f"\ntrain.py: stopped after step {step}, which is saved; go on with --resume {self.out}",
+                              file=sys.stderr)
+                    sys.exit(130)
+        self.finish()
+
+    def lap(self):
+        r"""Ends a timed part of the step: sampling first, then all updates."""
+        self.seconds.append(time.time() - self.clock)
+        self.clock = time.time()
+
+    def evaluation_is_due(self, step):
+        every = self.settings.eval_every
+        return every and (step % every == 0 or step == self.settings.steps)
+
+    def after(self, update, step):
+        r"""Counts an update, metrics.Update, and ends the run where it can go on no longer."""
+        self.updates.append(update)
+        self.skipped = self.skipped + 1 if update.skipped else 0
+        if update.skipped:
+            self.stop_if_broken(step)
+            if self.skipped >= SKIPPED_IN_A_ROW:
+                what = "loss" if not math.isfinite(update.loss) else "gradient"
+                self.stop_not_finite(step, f"the {what} was not finite in {self.skipped} updates in a row (loss "
+                                     f"{update.loss}, gradient norm {update.grad_norm})")
+        else:  # the KL of a skipped update may be nan, which an average never forgets
+            self.average_kl = 0.9 * self.average_kl + 0.1 * update.kl_ref / max(1, update.num_tokens)
+        self.optimizer_steps += 1
+
+    def reference_is_due(self):
+        r"""Is it time to copy the policy into the reference: every so many updates, or by the average KL to it?"""
+        every, kl = self.settings.ref_update_every, self.settings.ref_update_kl
+        due = bool(every and self.optimizer_steps % every == 0 or kl and self.average_kl > kl)
+        self.average_kl = 0.0 if due else self.average_kl
+        return due
+
+    def record(self, step, sampled=None, rewards=None, accuracy=None):
+        r"""Writes a line of metrics.jsonl: of a step, or at step 0 of the base model."""
+        row = {**dict.fromkeys(metrics.NAMES), "step": step, "eval_accuracy": accuracy}
+        if sampled is not None:
+            row = metrics.row(step, sampled, rewards, self.updates, self.settings.group_size, self.mismatch,
+                              self.reference is not None, accuracy, self.seconds)
+            accuracies = [r["eval_accuracy"] for r in [*self.rows, row] if r["eval_accuracy"] is not None]
+            self.bar.set_postfix(reward=f"{rewards.mean():.3f}", accuracy=f"{accuracies[-1]:.3f}" if accuracies else "-")
+        self.rows.append(row)
+        if parallel.rank() == 0:
+            with open(self.out / "metrics.jsonl", "a") as file:
+                file.write(json.dumps(row, allow_nan=False) + "\n")
+
+    def save(self, step):
+        self.stop_if_broken(step)  # before a good checkpoint is replaced
+        if parallel.rank() == 0:
+            save_checkpoint(self.out, step, self.policy, self.tokenizer, self.optimizer, self.reference, dict(
+                optimizer_steps=self.optimizer_steps, drawn=self.drawn, average_kl=self.average_kl,
+                skipped=self.skipped, seconds=self.seconds_before + time.time() - self.started))
+
+    def finish(self):
+        r"""Writes the trained model and the picture, and prints what came out."""
+        if parallel.rank() > 0:
+            return
+        settings = self.settings
+        write_model(self.out / "model", self.policy, self.tokenizer)
+        draw_curves(self.rows, self.out / "curves.png",
+                    f"{settings.objective} on the {settings.preset} preset, seed {settings.seed}")
+        accuracies = [row["eval_accuracy"] for row in self.rows if row["eval_accuracy"] is not None]
+        verdict = "not evaluated"
+        if accuracies:
+            verdict = f"accuracy {accuracies[0]:.3f} -> {accuracies[-1]:.3f} on {len(self.held_out)} held-out problems"
+        seconds = self.seconds_before + time.time() - self.started
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
+        on_device = ""
+        if self.policy.device.type == "cuda":
+            on_device = f", of {self.policy.device} {torch.cuda.max_memory_allocated(self.policy.device) / 2**30:.2f} GiB"
+        print(f"\n{settings.objective}, {settings.steps} steps: {verdict}, {seconds:.0f} s, peak memory {peak:.2f} GiB"
+              f"{on_device}")
+        for name, what in [("metrics.jsonl", "a line a step"), ("curves.png", "the curves"),
+                           ("model", "what was trained")]:
+            print(f"  {self.out / name}  {what}")
+
+    def stop_if_broken(self, step):
+        for name, parameter in self.policy.named_parameters():
+            if not parameter.isfinite().all():
+                self.stop_not_finite(step, f"the weights of {name} are not finite")
+
+    def stop_not_finite(self, step, cause):
+        last = checkpoints(self.out)[-1:]
+        kept = f"the last checkpoint is {last[0]}" if last else "no checkpoint was written yet"
+        print(f"\ntrain.py: stopped at step {step}: {cause}; {kept}; try a smaller --lr or a larger --tau",
+              file=sys.stderr)
+        sys.exit(1)
+
+
+def next_problems(problems, settings, drawn):
+    r"""The next prompts_per_step problems after `drawn` of them: the data in a new random order each epoch.
+
+    A function of (seed, drawn) and nothing else, so that a run that is resumed goes on with the next problem.
+    """
+    chosen, order_of = [], {}
+    for place in range(drawn, drawn + settings.prompts_per_step):
+        epoch, index = divmod(place, len(problems))
+        if epoch not in order_of:
+            order_of[epoch] = torch.randperm(len(problems), generator=seeded(repr((settings.seed, "data", epoch))))
+        chosen.append(problems[order_of[epoch][index]])
+    return chosen
+
+
+def show(answers, step, accuracy):
+    r"""Prints a few whole answers with their verdict: always the same problems, so that one sees what changes."""
+    lines = [f"\n--- step {step}: {accuracy:.1%} of {len(answers)} held-out problems right; two of them:"]
+    for problem, response, right in answers[:2]:
+        gold = printable(problem["answer"].split("####")[-1].strip())
+        response = printable(response) or "(no text)"
+        lines.append(f"{printable(problem['question'])}\n  " + response.replace("\n", "\n  "))
+        lines.append(f"  -> {'right' if right else f'WRONG, the answer is {gold}'}")
+    if parallel.rank() == 0:
+        encoding = getattr(sys.stdout, "encoding", None) or "utf-8"  # of a console that may not know every character
+        tqdm.write("\n".join(lines).encode(encoding, "backslashreplace").decode(encoding), file=sys.stdout)
+
+
+class Interrupt:
+    r"""Ctrl-C, or SIGTERM from a cluster: the step is finished and saved first. A second one stops at once."""
+
+    asked = False
+
+    @classmethod
+    def heard(cls, number, frame):
+        if cls.asked:
+            print("\ntrain.py: stopped at once; --resume goes on from the last checkpoint", file=sys.stderr)
+            os._exit(130)
+        cls.asked = True
+        print("\ntrain.py: will stop after this step and save it; again to stop at once", file=sys.stderr)
+
+    @classmethod
+    def listen(cls):
+        signal.signal(signal.SIGINT, cls.heard)
+        signal.signal(signal.SIGTERM, cls.heard)
