@@ -73,16 +73,14 @@ from tqdm import tqdm
 import parallel
 import rpg_losses
 from aggregation import aggregate
-from baselines import (
-    grpo_advantages, grpo_loss, gspo_loss, length_reward, mixed_groups, overlong_penalty, reinforce_loss,
-    reinforce_pp_advantages,
-)
+from baselines import grpo_advantages, grpo_loss, gspo_loss, reinforce_loss, reinforce_pp_advantages
 from checkpoint import checkpoints, load_state, save_checkpoint, truncate_metrics, write_json, write_model
 from curves import draw_curves
 from gsm8k import format_prompt, load_problems
 from kl_estimators import k3
 from pmd_mean import pmd_loss, pmd_mean_advantages, pmd_part_advantages
 from reward_math import math_reward, verify
+from rewards import length_reward, mixed_groups, overlong_penalty
 from rollout import check_positions, concatenate, has_plain_head, sample_rollouts, token_log_probs, uniforms
 from settings import PMD, RPG, RPG_CLIP, USED_BY, fail, parse_settings, printable
 

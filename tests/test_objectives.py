@@ -10,7 +10,7 @@ from test_train import QUICK, Recorder, read_metrics, run, without_timings
 
 import settings as choices
 import train as program
-from baselines import mixed_groups
+from rewards import mixed_groups
 from gsm8k import format_prompt, load_problems
 from rollout import concatenate, sample_rollouts, token_log_probs
 
