@@ -1,7 +1,7 @@
 r"""Enumeration: how to know that a loss has the gradient that its paper claims.
 
 A policy-gradient loss is right when its gradient, averaged over the sampler's responses, is minus the gradient of the
-objective. Samples cannot show this: their noise falls as 1/sqrt(n), and a forgotten weight hides below it for ever.
+objective. Samples cannot show this: their noise falls only as 1/sqrt(n), and a forgotten weight can be smaller.
 So take a policy small enough to list every response. Both sides become finite sums, exact to rounding:
 
     what is claimed     J(theta) from all the probabilities, differentiated by autograd: no sampler, no ratio, no trick

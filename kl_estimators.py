@@ -12,17 +12,20 @@ forward KL(pi_ref || pi_theta), p = pi_ref. It does one of two things with the e
     loss     adds beta k to the loss and differentiates it as it stands
     reward   subtracts beta k, detached, from the reward; the gradient is that of log pi_theta times k
 
-A sample mean is differentiated under a fixed sampler, so what is followed is E_old[grad k], which is not
-grad E_theta[k]: the sampler moves with theta, and autograd does not know. Only a weight that contains pi_theta tells
-it. Hence, on policy (2505.17508, Sec. 2.2): k1 as a loss has gradient 0, k2 has the reverse KL's, k3 the FORWARD KL's.
-The rest of the table that `python kl_estimators.py` prints is [derived] by enumeration.
+Autograd differentiates a sample mean under a fixed sampler. That gives E_old[grad k]. It is not grad E_theta[k], because
+pi_theta is also the distribution of the samples. Only a weight that contains pi_theta makes up for that. Hence, on policy
+(2505.17508, Sec. 2.2): k1 as a loss has gradient 0, k2 has the reverse KL's, k3 the FORWARD KL's. The rest of the table
+that `python kl_estimators.py` prints is [derived] by enumeration.
 
 Which row is my trainer?
 - k3, loss, no weight: GRPO's penalty as commonly written (`grpo_penalty`), off policy neither KL's gradient. So do
   verl `low_var_kl`, nano-aha-moment, simple_GRPO, and TRL with `use_bias_correction_kl=False`.
 - k3, loss, weighted: the corrected one (`corrected_grpo_penalty`): the reverse KL's gradient on and off policy, the
   same as rpg_losses.urkl_loss. TRL 1.16.0 does this by default (`use_bias_correction_kl=True`).
-- k1, reward: REINFORCE++ (baselines.py); on policy, or with the ratio off it, the reverse KL's gradient.
+- k1, reward: REINFORCE++ (baselines.py), and RLOO in its paper. They take k1 once, at pi_old. With the ratio the
+  gradient is that of E_theta[log(pi_old/pi_ref)]: on policy the reverse KL's, off policy not. [derived] It lacks that
+  of KL(pi_theta || pi_old). The table takes k1 at the current pi_theta; only then does the ratio make it the reverse
+  KL's off policy too.
 
 `python kl_estimators.py` prints value, bias and standard deviation, then the gradient of every use, recognised among
 the gradients of the three divergences that matter; it draws the same in runs/kl_estimators.png.

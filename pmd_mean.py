@@ -8,10 +8,10 @@ The story, in the order of the functions below. y is a whole response, pi_t the 
    the response's tokens, to a target. The squared loss (k1.5, unnumbered; the same in K2, arXiv 2507.20534, 3.2.3):
        L = E_{pi_t}[ (r - tau log Z - tau s)^2 ].
 4. tau log Z must be guessed from a handful of responses to the prompt. The obvious guess, tau log mean_j exp(r_j/tau)
-   (PMD-part), is far off when no winner happened to be sampled. PMD-mean takes mean_j r_j, its limit as tau grows.
+   (PMD-part), is far off when no winner was sampled by chance. PMD-mean takes mean_j r_j, its limit as tau grows.
 5. What that optimises instead: the same step with an adaptive mixed KL-chi2 regulariser (2602.05933). The weight of
-   chi2 is tau lam / 2 with lam = KL(pi_t || pi) [derived]: it grows with the step. chi2 forbids large ratios pi/pi_t,
-   so the step is careful where reward is rare, and as tau grows the two variants agree.
+   chi2 is tau lam / 2 with lam = KL(pi_t || pi) [derived]: it grows with the step. chi2 makes large ratios pi/pi_t
+   expensive, so the step is small where reward is rare. As tau grows the two variants agree.
 
 Departures from the sources, and why:
 - The loss here is (tau/2)(A/tau - s)^2 = (A - tau s)^2 / (2 tau): L times 1/(2 tau). Same minimiser, and at s = 0 the
@@ -36,19 +36,17 @@ def pmd_mean_advantages(rewards: torch.Tensor, group_size: int, leave_one_out: b
     leave_one_out: r_i minus the mean of the others (RLOO, as in the authors' code), G/(G-1) times the above:
     [1, -1/3, -1/3, -1/3]. The expected policy gradient is the true one; with the group mean it is (G-1)/G of it.
     A group of equal rewards gives exact zeros. So does a group of one, which has no other response to compare with.
-    Raises ValueError for rewards that are not 1-D, groups that do not divide, leave_one_out with a group of one.
+    Raises ValueError for rewards that are not 1-D and finite, uneven groups, leave_one_out with a group of one.
     """
-    if rewards.dim() != 1:
-        raise ValueError(f"rewards must be 1-D, one per response, got shape {tuple(rewards.shape)}")
-    if group_size < 1 or len(rewards) % group_size:
-        raise ValueError(f"group_size must be at least 1 and divide the {len(rewards)} rewards, got {group_size}")
-    if leave_one_out and group_size == 1:
-        raise ValueError("leave_one_out needs other responses to compare with: use group_size >= 2")
-    if not rewards.isfinite().all():
-        raise ValueError("rewards must be finite")
+    if rewards.dim() != 1 or not rewards.isfinite().all():
+        raise ValueError("rewards must be 1-D, one per response, and finite")
+    if group_size < 1 + leave_one_out or len(rewards) % group_size:
+        raise ValueError(f"group_size must be at least 1 and divide the {len(rewards)} rewards, got {group_size}; "
+                         "leave_one_out needs group_size >= 2")
     r = rewards.to(torch.promote_types(rewards.dtype, torch.float32)).reshape(-1, group_size)  # [P, G]
     # The mean of eight float32 0.7 is not 0.7. Counting from the group's lowest reward makes equal rewards exact zeros.
     r = r - r.amin(dim=1, keepdim=True)  # [P, G]
+
     if leave_one_out:
         baseline = (r.sum(dim=1, keepdim=True) - r) / (group_size - 1)  # [P, G]
     else:
@@ -66,19 +64,16 @@ def pmd_part_advantages(rewards: torch.Tensor, group_size: int, tau: float,
     A group of equal rewards, or of one, gives exact zeros.
     Raises ValueError for tau <= 0 and for what pmd_mean_advantages refuses.
     """
-    if rewards.dim() != 1:
-        raise ValueError(f"rewards must be 1-D, one per response, got shape {tuple(rewards.shape)}")
-    if group_size < 1 or len(rewards) % group_size:
-        raise ValueError(f"group_size must be at least 1 and divide the {len(rewards)} rewards, got {group_size}")
-    if leave_one_out and group_size == 1:
-        raise ValueError("leave_one_out needs other responses to compare with: use group_size >= 2")
-    if not rewards.isfinite().all():
-        raise ValueError("rewards must be finite")
+    if rewards.dim() != 1 or not rewards.isfinite().all():
+        raise ValueError("rewards must be 1-D, one per response, and finite")
+    if group_size < 1 + leave_one_out or len(rewards) % group_size:
+        raise ValueError(f"group_size must be at least 1 and divide the {len(rewards)} rewards, got {group_size}; "
+                         "leave_one_out needs group_size >= 2")
     if not 0 < tau < float("inf"):
         raise ValueError(f"tau must be positive and finite, got {tau}")
     r = rewards.double().reshape(-1, group_size)  # [P, G]
-    # Row i: which rewards make the baseline of response i. One's own is left out, never subtracted afterwards: at small
-    # tau it is all of the sum, and nothing would be left of the others.
+    # Row i: which rewards make the baseline of response i. With leave_one_out its own is masked, not subtracted later:
+    # at small tau it is all of the sum, and nothing would be left of the others.
     others = torch.ones(group_size, group_size, dtype=torch.bool, device=r.device)  # [G, G]
     if leave_one_out:
         others.fill_diagonal_(False)
@@ -104,16 +99,14 @@ def pmd_loss(log_probs: torch.Tensor, old_log_probs: torch.Tensor, advantages: t
     Raises ValueError for tau <= 0 and for shapes that do not match.
     """
     if log_probs.dim() != 2 or not log_probs.shape == old_log_probs.shape == mask.shape:
-        raise ValueError("log_probs, old_log_probs and mask must all be [N, T], got "
-                         f"{tuple(log_probs.shape)}, {tuple(old_log_probs.shape)}, {tuple(mask.shape)}")
+        raise ValueError("log_probs, old_log_probs and mask must all be [N, T]")
     if advantages.shape != log_probs.shape[:1]:
-        raise ValueError(f"advantages must be [N] = [{len(log_probs)}], got shape {tuple(advantages.shape)}")
+        raise ValueError(f"advantages must be [N] = [{len(log_probs)}]")
     if not 0 < tau < float("inf"):
         raise ValueError(f"tau must be positive and finite, got {tau}")
-    # Half precision would lose the small log-ratios in the sum, so widen before subtracting.
-    log_ratio = log_probs.to(torch.promote_types(log_probs.dtype, torch.float32)) - old_log_probs.detach()  # [N, T]
-    # where, not a product: 0 * nan is nan.
-    s = torch.where(mask.bool(), log_ratio, 0.0).sum(dim=1)  # [N]
+    old = old_log_probs.detach().to(torch.promote_types(old_log_probs.dtype, torch.float32))  # half loses small ratios
+
+    s = torch.where(mask.bool(), log_probs - old, 0.0).sum(dim=1)  # [N]; where, not a product: 0 * nan is nan
     return (advantages.detach() - tau * s).square() / (2 * tau)  # [N], = (tau/2)(A/tau - s)^2
 
 
@@ -128,8 +121,8 @@ def pmd_mean_policy(old_probs: torch.Tensor, rewards: torch.Tensor, tau: float) 
     and E_{pi_t}[rho] = 1 fixes lam >= 0. Averaging over pi_t: lam = KL(pi_t || pi). The same pi maximises
         E_pi[r] - tau KL(pi || pi_t) - (tau lam / 2) chi2(pi || pi_t),     chi2 = E_{pi_t}[(rho - 1)^2],
     with lam held at this value: the paper's adaptive mixed KL-chi2 regulariser.
-    Below about tau = max|A| / 700 the losers' probabilities may underflow to 0; lam is right all the same.
-    Raises ValueError for shapes, probabilities, rewards or tau that make no sense.
+    Below about tau = max|A| / 700 the losers' probabilities may underflow to 0; lam is still right.
+    Raises ValueError for shapes, probabilities, rewards or tau that make no sense, and where A / tau overflows.
     """
     if rewards.dim() != 1 or old_probs.shape != rewards.shape:
         raise ValueError("old_probs and rewards must both be [K], got "

@@ -9,8 +9,7 @@ import torch
 import baselines
 import rpg_losses
 from baselines import (
-    gspo_loss, grpo_advantages, grpo_loss, length_reward, mixed_groups, overlong_penalty, reinforce_loss,
-    reinforce_pp_advantages, rloo_advantages,
+    grpo_advantages, grpo_loss, gspo_loss, reinforce_loss, reinforce_pp_advantages, rloo_advantages,
 )
 from enumeration import (
     MASK, divergence, gradient, objective, random_policy, random_rewards, relative_error, token_log_probs,
@@ -342,42 +341,11 @@ def test_grpo_and_rpg_agree_where_both_are_reinforce():
     torch.testing.assert_close(grpo_loss(log_p, old, a, **wide), rpg_losses.urkl_loss(log_p, old, a, 0.0))
 
 
-# Shaping of rewards and filtering
-
-
-def test_overlong_penalty():
-    lengths = torch.tensor([0, 1, 80, 81, 85, 90, 100, 130])
-    assert overlong_penalty(lengths, 100, 20).tolist() == pytest.approx([0, 0, 0, -0.05, -0.25, -0.5, -1, -1])
-    for buffer in (0, -1, 101):
-        with pytest.raises(ValueError, match="buffer must be positive and at most max_new_tokens = 100"):
-            overlong_penalty(lengths, 100, buffer)
-
-
-def test_length_reward():
-    r"""A short wrong answer gains nothing; equal lengths give 0; groups do not mix (k1.5, section 2.3)."""
-    correct = torch.tensor([1, 1, 0, 1, 0, 0, 1, 0, 1])
-    lengths = torch.tensor([10, 20, 30, 40, 20, 30, 7, 7, 7])
-    assert length_reward(correct, lengths, 3).tolist() == pytest.approx([0.5, 0, -0.5, -0.5, 0, 0, 0, 0, 0])
-    assert length_reward(torch.tensor([False, True]), torch.tensor([5, 9]), 2).tolist() == [0, -0.5]
-    # It never turns the order round: the worst right answer stays at 1 - 0.5, the best wrong one at 0.
-    assert length_reward(correct.bool(), lengths, 9).abs().max() <= 0.5
-
-
-def test_mixed_groups():
-    assert mixed_groups(torch.tensor([1, 0, 0, 0, 1, 1]), 2).tolist() == [True, True, False, False, False, False]
-    assert mixed_groups(torch.tensor([0.0, 0.0, 0.0, 1.0]), 4).all()
-    assert not mixed_groups(torch.tensor([True, False]), 1).any()  # a group of one is never mixed
-    assert mixed_groups(torch.tensor([True, True, False]), 3).dtype == torch.bool
-
-
 @pytest.mark.parametrize("call, message", [
     (lambda x: grpo_advantages(x, 4), "multiple of group_size"),
     (lambda x: grpo_advantages(x, 0), "multiple of group_size"),
     (lambda x: grpo_advantages(x[None], 3), "multiple of group_size"),
     (lambda x: rloo_advantages(x, 4), "multiple of group_size"),
-    (lambda x: mixed_groups(x, 2), "multiple of group_size"),
-    (lambda x: length_reward(x, x, 2), "multiple of group_size"),
-    (lambda x: length_reward(x[:2], x, 3), "multiple of group_size"),
     (lambda x: reinforce_loss(x.expand(3, 3), x[:2]), "advantages must be"),
     (lambda x: grpo_loss(x.expand(3, 3), x, x), "must share a shape"),
     (lambda x: grpo_loss(x, x, x[:1]), "must share a shape"),

@@ -61,6 +61,23 @@ def test_gradient_of_every_use(direction, name):
     assert tuple(got) == TABLE[direction, name]
 
 
+def test_k1_of_the_sampler_in_the_reward():
+    r"""REINFORCE++: k1 at pi_old. With the ratio, the gradient of E_theta[log(pi_old/pi_ref)], not the reverse KL's."""
+    ref = responses(REF)
+
+    def reverse(kind_of):
+        return gradient(lambda x: divergence("rkl", responses(x), kind_of), THETA)
+
+    for sampler, on_policy in ((THETA, True), (OLD, False)):
+        old = responses(sampler)
+        w, k = (responses(THETA) - old).exp(), k1(old, ref)
+        got = gradient(lambda x: (old.exp() * w * k * responses(x)).sum(), THETA)
+        exact = gradient(lambda x: (responses(x).exp() * (old - ref)).sum(), THETA)
+        assert relative_error(got, exact) < 1e-10
+        assert relative_error(got, reverse(ref) - reverse(old)) < 1e-10
+        assert (relative_error(got, reverse(ref)) < 1e-10) == on_policy
+
+
 def test_grpo_penalty_as_written():
     r"""On policy the forward KL's gradient though the value is the reverse KL's; off policy neither's."""
     ref = responses(REF)

@@ -16,6 +16,7 @@ DEMOS = {
     "baselines": {"main"},
     "kl_estimators": {"main", "expected_gradient", "recognise"},
     "pmd_mean": {"main", "one_step", "baseline_errors"},
+    "rewards": {"main"},
     "rpg_losses": {"main"},
 }
 
@@ -70,6 +71,7 @@ def test_the_losses_of_the_contract_are_among_them():
     assert rpg | {"dual_clip_loss", "reinforce_dual_clip_loss"} == set(functions("rpg_losses"))
     assert {"reinforce_loss", "grpo_loss", "gspo_loss"} <= set(functions("baselines"))
     assert {"grpo_advantages", "rloo_advantages", "reinforce_pp_advantages"} <= set(functions("baselines"))
+    assert {"mixed_groups", "overlong_penalty", "length_reward"} == set(functions("rewards"))
     assert {"k1", "k2", "k3", "grpo_penalty", "corrected_grpo_penalty"} == set(functions("kl_estimators"))
 
 

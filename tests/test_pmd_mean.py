@@ -136,7 +136,8 @@ def test_part_tends_to_mean_as_tau_grows(leave_one_out, dtype):
 def test_part_is_mean_at_a_tau_beyond_rounding(tau, leave_one_out, dtype, tolerance):
     # The mean of exp(r/tau) rounds to 1 there; that of expm1(r/tau) keeps its digits.
     rewards = torch.tensor([1.0, 0.0, 0.3, -2.0, 0.0, 1.0, 1.0, 0.25], dtype=dtype)
-    close(pmd_part_advantages(rewards, 4, tau, leave_one_out), pmd_mean_advantages(rewards, 4, leave_one_out), tolerance)
+    mean = pmd_mean_advantages(rewards, 4, leave_one_out)
+    close(pmd_part_advantages(rewards, 4, tau, leave_one_out), mean, tolerance)
 
 
 @pytest.mark.parametrize("tau", [1e-300, 1e-309, 5e-324])
@@ -558,7 +559,7 @@ BAD = [
     (lambda: pmd_loss(ONES, ONES[:1], torch.ones(2), ONES, 0.1), r"must all be \[N, T\]"),
     (lambda: pmd_loss(ONES, ONES, torch.ones(2), ONES[:, :1], 0.1), r"must all be \[N, T\]"),
     (lambda: pmd_loss(ONES[0], ONES[0], torch.ones(3), ONES[0], 0.1), r"must all be \[N, T\]"),
-] + [(call, "rewards must be finite") for value in (float("inf"), -float("inf"), float("nan")) for call in (
+] + [(call, "rewards must be 1-D, one per response, and finite") for value in (float("inf"), -float("inf"), float("nan")) for call in (
     lambda value=value: pmd_mean_advantages(torch.tensor([value, 0.0]), 2),
     lambda value=value: pmd_mean_advantages(torch.tensor([value, 0.0]), 2, leave_one_out=True),
     lambda value=value: pmd_part_advantages(torch.tensor([value, 0.0]), 2, 0.1),

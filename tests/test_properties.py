@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 import rpg_losses as rpg
 from aggregation import aggregate
 from baselines import (
-    grpo_advantages, grpo_loss, gspo_loss, length_reward, mixed_groups, overlong_penalty, reinforce_loss,
-    reinforce_pp_advantages, rloo_advantages,
+    grpo_advantages, grpo_loss, gspo_loss, reinforce_loss, reinforce_pp_advantages, rloo_advantages,
 )
 from gsm8k import format_prompt
 from kl_estimators import k1, k2, k3
 from pmd_mean import pmd_loss, pmd_mean_advantages, pmd_part_advantages
 from reward_math import extract_answer, is_equivalent, math_reward, verify
+from rewards import length_reward, mixed_groups, overlong_penalty
 from rollout import concatenate, inverse_cdf, pad_left, positions, sample_rollouts, token_log_probs, uniforms
 
 
@@ -329,7 +329,7 @@ def test_filter_and_shaping(data):
     correct = torch.tensor(data.draw(st.lists(st.booleans(), min_size=n, max_size=n)))
     lengths = torch.tensor(data.draw(st.lists(st.integers(0, 120), min_size=n, max_size=n)))
     kept = mixed_groups(correct, group_size)
-    assert torch.equal(kept, pmd_mean_advantages(correct.float(), group_size) != 0)  # what is dropped teaches nothing
+    assert torch.equal(kept, pmd_mean_advantages(correct.float(), group_size) != 0)  # dropped: all advantages are 0
     limit = data.draw(st.integers(1, 100))
     buffer = data.draw(st.integers(1, limit))
     penalty = overlong_penalty(lengths, limit, buffer)

@@ -13,6 +13,7 @@ import enumeration
 import kl_estimators
 import pmd_mean
 import reward_math
+import rewards
 import rollout
 import rpg_losses
 
@@ -81,7 +82,7 @@ def _response_log_probs(logits, sequences, mask, temperature):
 SOLUTIONS = {
     "ex01_rewards": dict(
         extract_answer=reward_math.extract_answer, is_equivalent=reward_math.is_equivalent,
-        math_reward=reward_math.math_reward, length_reward=baselines.length_reward),
+        math_reward=reward_math.math_reward, length_reward=rewards.length_reward),
     "ex02_rollouts": dict(
         pad_left=_pad_left, positions=rollout.positions, response_mask=_response_mask,
         response_log_probs=_response_log_probs, inverse_cdf=rollout.inverse_cdf),
