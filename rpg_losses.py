@@ -275,7 +275,7 @@ def main():
     print("Worst relative error of the expected gradient over beta in {0, 0.3, 2}, with and without a baseline.\n"
           "Responses: the whole response is the event, against J. Free: the 15 probabilities are no distribution, so\n"
           "that the mass terms count (no baseline). Tokens: against enumeration.token_objective.\n")
-    print(f"{'':30s}|{'responses, theta = old':23s}|{'theta far from old':^20s}|{'free':^20s}|{'tokens, theta far':^20s}")
+    print(f"{'':30s}|{'responses, theta = old':23s}|{'theta far from old':^20s}|{'free':^20s}| tokens, theta far")
     print(f"{'loss':30s}|{'ref = old':>11s}{'other':>11s} " + f"|{'ref = old':>10s}{'other':>10s}" * 3)
     for kl in kls:
         losses = {name: globals()[name] for name in (f"{kl}_loss", f"reinforce_{kl}_loss")}
