@@ -27,8 +27,9 @@ and 0 elsewhere. "inside" are the responses that mu can sample.
 - Without weights the mean step is grad E_mu[r] + E_mu[A sum_t grad log Z_t], with the nucleus held fixed: the second
   part moves probability between the nucleus and the tokens outside it, which never get a sample to defend them.
 - With w = prod_t Z_t the step is exactly grad E_pi[(r - b) inside]. w <= 1, so there is nothing to truncate.
-- No weight brings back a response that mu cannot sample: it is missing, not rare. In the table the weights hardly lower
-  the bias. And the baseline b, harmless elsewhere, rewards or punishes being inside, whose probability is below 1.
+- No weight brings back a response that mu cannot sample: it is missing, not rare. In the table weights do not lower the
+  bias of top-p 0.95 and 0.8, and leave a third of it at 0.5. And the baseline b, harmless elsewhere, rewards or
+  punishes being inside, whose probability is below 1.
 - What helps: sample with top-p = 1; or let the trainer's log-probs too be those of the truncated policy, whose own
   reward E_mu[r] then ascends without bias.
 

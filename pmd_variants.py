@@ -20,8 +20,8 @@ mean, and whether the advantage carries the importance weight pi_theta/pi_old.
     target_policy_loss             -q log p over the group, q ~ p_old e^{A/tau}        2604.06159, abstract
 
 What the table of `python pmd_variants.py` shows, all of it [derived] by enumeration:
-- In the first step after sampling every regression follows the policy gradient, up to a constant or a weight on
-  responses. With one optimizer step per rollout they hardly differ. The target policy already aims at its target.
+- In the first step after sampling every regression onto pi_old follows the policy gradient, up to a constant or a
+  weight on responses. With one optimizer step per rollout they hardly differ. The target policy already aims at its target.
 - Off policy only K2.5 has an importance weight, per token. The others average over pi_old as it was. The weight is why
   it needs its clip: against a gain of e^l A the pull 2 tau l is strongest at l = 1, and fades beyond.
 - A*-PO samples from pi_theta itself and regresses onto a fixed reference: on policy it follows E[r] - beta KL exactly.
@@ -75,7 +75,7 @@ def partition_weights(rewards, group_size, tau):
     r"""OpenKimi's weighted PMD: c_i = e^{(r_i - max)/tau} / mean_j e^{(r_j - max)/tau} over the group; off by default.
 
     rewards [N], group after group, and tau in units of reward -> weights [N], mean 1 in each group; float32, or float64
-    for float64 rewards. [1, 0, 0, 0] at tau = 1 gives [1.902, 0.700, 0.700, 0.700], at tau = 0.01 [4, 0, 0, 0].
+    for float64 rewards. [1, 0, 0, 0] at tau = 1 gives [1.901, 0.700, 0.700, 0.700], at tau = 0.01 [4, 0, 0, 0].
     In the limit of a large group c = pi*/pi_old, pi* the solution of the mirror-descent step: responses of pi_old count
     as responses of pi*. [derived] At small tau only the winners of a group are left.
     Equal rewards give exact ones. ValueError for tau <= 0 and groups that do not divide.
@@ -469,7 +469,7 @@ def optima(old, ref, rewards, tau):
     from enumeration import MASK, token_log_probs
 
     p, q = (token_log_probs(x).sum(dim=1).exp() for x in (old, ref))  # [15]
-    a, lengths = rewards - (p * rewards).sum(), MASK.sum(dim=1)  # [15]
+    a, lengths = rewards - (p * rewards).sum(), MASK.sum(dim=1).double()  # [15]
     star, star_ref = ((x.log() + rewards / tau).softmax(dim=0) for x in (p, q))  # [15]
     k25 = ("l e^-l = (Q - mu)/2tau", by_prefix(old, a, lambda p, q: k25_policy(p, q, tau)))
     pmd = ("s + lam e^s = A/tau", regression_policy(p, a / tau)[0])
