@@ -14,14 +14,14 @@ mean, and whether the advantage carries the importance weight pi_theta/pi_old.
     pmd_k25_masked_loss            the same, still where l_t leaves [alpha, beta]      the text below that equation
     dro_loss                       -A log pi_t + (beta/2) l_t^2                        tinker and verl `dro`; prime-rl
                                                                                        `kimi_k15` (pull request 3381)
-    pmd_residual_loss              -stopgrad(A/tau - s) log pi(y)                      prime-rl `pmd_mean` (the same)
+    pmd_residual_loss              -stopgrad(A/tau - s) log pi(y)                      prime-rl `pmd_mean` (3381 too)
     opmd_loss                      -A log pi_t / (1 + tau)                             Trinity-RFT `opmd`
     a2po_loss                      (beta log(pi/pi_ref) - (r - V*))^2                  A*-PO, 2505.20686; TRL 1.16 A2PO
     target_policy_loss             -q log p over the group, q ~ p_old e^{A/tau}        2604.06159, abstract
 
 What the table of `python pmd_variants.py` shows, all of it [derived] by enumeration:
 - In the first step after sampling every regression onto pi_old follows the policy gradient, up to a constant or a
-  weight on responses. With one optimizer step per rollout they hardly differ. The target policy already aims at its target.
+  weight on responses. With one optimizer step per rollout they hardly differ. The target policy aims at its target.
 - Off policy only K2.5 has an importance weight, per token. The others average over pi_old as it was. The weight is why
   it needs its clip: against a gain of e^l A the pull 2 tau l is strongest at l = 1, and fades beyond.
 - A*-PO samples from pi_theta itself and regresses onto a fixed reference: on policy it follows E[r] - beta KL exactly.
