@@ -34,7 +34,7 @@ class Run:
     r"""What `train` needs to start, or to go on with a run that was stopped, and what it leaves behind.
 
     policy, tokenizer, optimizer, reference (a frozen copy of the model, or None), problems, held_out: as their names.
-    optimizer_steps, drawn (problems used), average_kl (to the reference), skipped (updates in a row): what a checkpoint
+    optimizer_steps, drawn (problems used), average_kl (to the reference), skipped_in_a_row (updates): what a checkpoint
     keeps beside the weights.
     """
 
@@ -63,15 +63,15 @@ class Run:
         self.reference = copy.deepcopy(self.policy).requires_grad_(False) if needs_reference(settings) else None
         self.optimizer = torch.optim.AdamW(self.policy.parameters(), lr=settings.lr,
                                            weight_decay=settings.weight_decay, fused=True)
-        state = dict(step=0, optimizer_steps=0, drawn=0, average_kl=0.0, skipped=0, seconds=0.0)
+        state = dict(step=0, optimizer_steps=0, drawn=0, average_kl=0.0, skipped_in_a_row=0, seconds=0.0)
         if saved:
             try:
                 state = load_state(saved[0], self.policy, self.optimizer, self.reference, names=state)
             except ValueError as error:
                 fail(error)
         self.first_step, self.seconds_before = state["step"] + 1, state["seconds"]
-        self.optimizer_steps, self.drawn, self.average_kl, self.skipped = (
-            state[name] for name in ("optimizer_steps", "drawn", "average_kl", "skipped"))
+        self.optimizer_steps, self.drawn, self.average_kl, self.skipped_in_a_row = (
+            state[name] for name in ("optimizer_steps", "drawn", "average_kl", "skipped_in_a_row"))
         if settings.resume and finished and state["step"] >= settings.steps:
             fail(f"the run in {self.out} is complete at step {state['step']}: raise --steps to go on")
         parallel.from_first(None)  # every process has looked at the folder before one of them writes to it
@@ -125,12 +125,12 @@ class Run:
     def after(self, update, step):
         r"""Counts an update, metrics.Update, and ends the run where it can go on no longer."""
         self.updates.append(update)
-        self.skipped = self.skipped + 1 if update.skipped else 0
+        self.skipped_in_a_row = self.skipped_in_a_row + 1 if update.skipped else 0
         if update.skipped:
             self.stop_if_broken(step)
-            if self.skipped >= SKIPPED_IN_A_ROW:
+            if self.skipped_in_a_row >= SKIPPED_IN_A_ROW:
                 what = "loss" if not math.isfinite(update.loss) else "gradient"
-                self.stop_not_finite(step, f"the {what} was not finite in {self.skipped} updates in a row (loss "
+                self.stop_not_finite(step, f"the {what} was not finite in {self.skipped_in_a_row} updates in a row (loss "
                                      f"{update.loss}, gradient norm {update.grad_norm})")
         else:  # the KL of a skipped update may be nan, which an average never forgets
             self.average_kl = 0.9 * self.average_kl + 0.1 * update.kl_ref / max(1, update.num_tokens)
@@ -161,7 +161,7 @@ class Run:
         if parallel.rank() == 0:
             save_checkpoint(self.out, step, self.policy, self.tokenizer, self.optimizer, self.reference, dict(
                 optimizer_steps=self.optimizer_steps, drawn=self.drawn, average_kl=self.average_kl,
-                skipped=self.skipped, seconds=self.seconds_before + time.time() - self.started))
+                skipped_in_a_row=self.skipped_in_a_row, seconds=self.seconds_before + time.time() - self.started))
 
     def finish(self):
         r"""Writes the trained model and the picture, and prints what came out."""
