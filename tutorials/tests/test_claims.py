@@ -132,11 +132,11 @@ def test_page_and_pictures(results, tmp_path):
 
 
 def test_committed_page_has_every_claim_and_picture(results):
-    text = (ROOT / "tutorials" / "CLAIMS.md").read_text()
+    text = (ROOT / "studies" / "CLAIMS.md").read_text()
     for i, name in enumerate(SMALL, 1):
         assert f"| {i} | {results[name]['claim']} | **" in text
     for picture in ("conservative", "few_rollouts", "grpo_bias", "stale", "reference"):
-        assert f"](claims/{picture}.png)" in text and (ROOT / "tutorials" / "claims" / f"{picture}.png").is_file()
+        assert f"](claims/{picture}.png)" in text and (ROOT / "studies" / "claims" / f"{picture}.png").is_file()
 
 
 def test_other_folders_are_left_alone(tmp_path, capsys):
