@@ -26,6 +26,7 @@ Arguments and results, the same for all:
     log_probs       [N, T] per token or [N] per response, in nats; the only argument that gets a gradient
     old_log_probs, ref_log_probs    that shape, in nats; ref_log_probs None: the reference is the sampler
     advantages      that shape or [N]
+    beta            at least 0, in units of reward
     response_mask   [N, T], non-zero where a token of the response stands
     -> loss         per event, like log_probs; float32, or float64 for float64 log_probs
 Half precision is widened to float32 first. ValueError for other shapes.

@@ -12,10 +12,10 @@ forward KL(pi_ref || pi_theta), p = pi_ref. It does one of two things with the e
     loss     adds beta k to the loss and differentiates it as it stands
     reward   subtracts beta k, detached, from the reward; the gradient is that of log pi_theta times k
 
-Autograd differentiates a sample mean under a fixed sampler. That gives E_old[grad k]. It is not grad E_theta[k], because
-pi_theta is also the distribution of the samples. Only a weight that contains pi_theta makes up for that. Hence, on policy
-(2505.17508, Sec. 2.2): k1 as a loss has gradient 0, k2 has the reverse KL's, k3 the FORWARD KL's. The rest of the table
-that `python kl_estimators.py` prints is [derived] by enumeration.
+Autograd differentiates a sample mean under a fixed sampler. That gives E_old[grad k]. It is not grad E_theta[k], as
+pi_theta is also the distribution of the samples. Only a weight that contains pi_theta makes up for that. Hence, on
+policy (2505.17508, Sec. 2.2): k1 as a loss has gradient 0, k2 has the reverse KL's, k3 the FORWARD KL's. The rest of
+the table that `python kl_estimators.py` prints is [derived] by enumeration.
 
 Which row is my trainer?
 - k3, loss, no weight: GRPO's penalty as commonly written (`grpo_penalty`), off policy neither KL's gradient. So do

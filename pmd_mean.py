@@ -8,7 +8,7 @@ The story, in the order of the functions below. y is a whole response, pi_t the 
    the response's tokens, to a target. The squared loss (k1.5, unnumbered; the same in K2, arXiv 2507.20534, 3.2.3):
        L = E_{pi_t}[ (r - tau log Z - tau s)^2 ].
 4. tau log Z must be guessed from a handful of responses to the prompt. The obvious guess, tau log mean_j exp(r_j/tau)
-   (PMD-part), is far off when no winner was sampled by chance. PMD-mean takes mean_j r_j, its limit as tau grows.
+   (PMD-part), is far off when none of them is a winner. PMD-mean takes mean_j r_j, its limit as tau grows.
 5. What that optimises instead: the same step with an adaptive mixed KL-chi2 regulariser (2602.05933). The weight of
    chi2 is tau lam / 2 with lam = KL(pi_t || pi) [derived]: it grows with the step. chi2 makes large ratios pi/pi_t
    expensive, so the step is small where reward is rare. As tau grows the two variants agree.

@@ -275,8 +275,7 @@ def main():
     print("Worst relative error of the expected gradient over beta in {0, 0.3, 2}, with and without a baseline.\n"
           "Responses: the whole response is the event, against J. Free: the 15 probabilities are no distribution, so\n"
           "that the mass terms count (no baseline). Tokens: against enumeration.token_objective.\n")
-    heads = "".join(f"|{head:^20s}" for head in ("theta far from old", "free", "tokens, theta far"))
-    print(f"{'':30s}|{'responses, theta = old':^23s}{heads}")
+    print(f"{'':30s}|{'responses, theta = old':23s}|{'theta far from old':^20s}|{'free':^20s}| tokens, theta far")
     print(f"{'loss':30s}|{'ref = old':>11s}{'other':>11s} " + f"|{'ref = old':>10s}{'other':>10s}" * 3)
     for kl in kls:
         losses = {name: globals()[name] for name in (f"{kl}_loss", f"reinforce_{kl}_loss")}
@@ -292,11 +291,10 @@ def main():
 
     print("\nTokens as events, against J of whole responses: the relative bias of token ratios and of a KL per token,\n"
           "as theta leaves old: logits = old + step * direction. beta = 0.3.\n")
-    steps = (0.0, 0.01, 0.1, 0.5, 1.0)
+    steps, old = (0.0, 0.01, 0.1, 0.5, 1.0), responses(old_logits)
     moved = [old_logits + step * (far - old_logits) for step in steps]
-    distances = [(responses(old_logits).exp() * (responses(old_logits) - responses(x))).sum().item() for x in moved]
     print(f"{'step':24s}" + "".join(f"{step:12g}" for step in steps))
-    print(f"{'KL(pi_old || pi), nats':24s}" + "".join(f"{distance:12.1e}" for distance in distances))
+    print(f"{'KL(pi_old || pi), nats':24s}" + "".join(f"{old.exp() @ (old - responses(x)):12.1e}" for x in moved))
     for label, ref in (("ref = old", None), ("other ref", ref_logits)):
         for kl in kls:
             biases = [worst(kl, globals()[f"{kl}_loss"], x, old_logits, ref, token_log_probs, as_responses[1], (0.0,),
@@ -312,9 +310,8 @@ def main():
         clipped = torch.maximum(-l.exp() * a_hat, -l.exp().clamp(1 - eps_low, 1 + eps_high) * a_hat)
         return torch.where(a_hat >= 0, clipped, torch.minimum(clipped, -c * a_hat))
 
-    print(f"{'':6s}|{'nothing clipped':^24s}|{'eps 0.2 and 0.28, c = 3':^24s}")
-    print(f"{'kl':6s}" + f"|{'event':>12s}{'expected':>12s}" * 2)
-    old = responses(old_logits)
+    print(f"{'':6s}|{'nothing clipped':^24s}|{'eps 0.2 and 0.28, c = 3':^24s}\n"
+          f"{'kl':6s}" + f"|{'event':>12s}{'expected':>12s}" * 2)
     for kl in kls:
         line = f"{kl:6s}"
         for clip in (wide, dict(eps_low=0.2, eps_high=0.28, c=3.0)):
