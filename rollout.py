@@ -218,8 +218,9 @@ def prefill(model, prompt_ids, prompt_mask, group_size, room, static=False):
         p = int(lengths[chunk].max())
         mask = prompt_mask[chunk, P - p :]  # [b, p]
         part = DynamicCache()  # without a configuration: whole sequences, also where attention has a window
-        new_logits = next_token_logits(model, network_of(model), input_ids=prompt_ids[chunk, P - p :],
-                                       attention_mask=mask, position_ids=positions(mask), past_key_values=part)  # [b, V]
+        new_logits = next_token_logits(  # [b, V]
+            model, network_of(model), input_ids=prompt_ids[chunk, P - p :], attention_mask=mask,
+            position_ids=positions(mask), past_key_values=part)
         if len(part.layers) == 0 or any(getattr(layer, "keys", None) is None for layer in part.layers):
             raise ValueError("the sampler needs a model whose every layer attends to cached keys and values")
         rows = (chunk[:, None] * group_size + torch.arange(group_size, device=chunk.device)).flatten()  # [b * G]
@@ -370,8 +371,8 @@ def check_model(model, tokenizer, decode="eager"):
             largest = trainer.abs().max().item()
     except Exception as error:  # models without keys and values, or without a decoder, raise many kinds
         cause = (str(error).strip() or repr(error)).splitlines()[0][:120]
-        raise ValueError(f"{type(model).__name__} cannot be sampled from here ({cause}): use a decoder-only model whose "
-                         "every layer attends to cached keys and values") from error
+        raise ValueError(f"{type(model).__name__} cannot be sampled from here ({cause}): use a decoder-only model "
+                         "whose every layer attends to cached keys and values") from error
     if spread > 1e-2 * max(1.0, largest):  # nan passes: the first update names broken weights
         raise ValueError(f"the log-probs of {type(model).__name__} depend on padding, on the cache or on chance (by "
                          f"{spread:.2g} nats): use a decoder-only model whose every layer attends to cached keys and "
