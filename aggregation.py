@@ -1,7 +1,7 @@
 r"""Aggregation: how the losses of many events become the one number whose gradient is taken.
 
 An event is a token, with losses [N, T], or a whole response, with losses [N]. Every mode is one coefficient per
-response, and they differ in nothing else:
+response. The modes differ in nothing else:
 
     loss = sum_i c_i L_i,     L_i = sum_t mask_it losses_it  for tokens,     L_i = losses_i  for responses
 
@@ -11,15 +11,16 @@ response, and they differ in nothing else:
     seq-mean-token-sum          1 / responses                every response: the plain expectation     PMD
     seq-mean-token-sum-norm     1 / (responses * longest)    the same, times a constant                Dr. GRPO
 
-The names are verl's. A loss per response wants seq-mean-token-sum: L_i is already the whole response, and dividing it
-by |o_i| makes a long wrong answer cheaper than a short one. The third mode is the expectation over responses that both
-papers write; a token-level policy gradient summed over the response is that of the response. longest is
-`max_new_tokens`, a number that the sampled lengths do not change.
+The names are verl's. longest is `max_new_tokens`, a number that the sampled lengths do not change.
+
+The third mode, seq-mean-token-sum, is the expectation over responses that both papers write. The policy gradient of
+the tokens, summed over a response, is that of the response. A loss per response needs this mode: L_i already is the
+whole response. Dividing it by |o_i| would make a long wrong answer cheaper than a short one.
 
 The counts are of the WHOLE minibatch. A mean of microbatch means is another number wherever microbatches hold
-different numbers of tokens, so each microbatch is divided by the global count, and the parts are added, not averaged.
-Over processes it is the same: add the counts first. (DistributedDataParallel averages gradients over its processes;
-multiply the loss by their number.)
+different numbers of tokens. So each microbatch is divided by the count of the whole minibatch, and the parts are added,
+not averaged. Several processes do the same with the counts of all of them. (DistributedDataParallel averages gradients
+over its processes: multiply the loss by their number.)
 
 `python aggregation.py` prints the coefficients for responses of different lengths, and the microbatch mistake.
 """
@@ -42,9 +43,9 @@ def aggregate(losses, response_mask, mode, num_responses=None, num_tokens=None, 
     (1 + 2) / 2 = 1.5, seq-mean-token-sum (2 + 6) / 2 = 4, the last with max_new_tokens=4 gives 1.
 
     float32, or float64 for float64 losses. What stands at masked positions (inf, nan) reaches neither the value nor
-    the gradient at `losses`. A response without tokens contributes 0, to the counts as well as any other.
-    Further back, 0 times an infinite derivative is nan: a loss with exp in it needs finite log-probs at padding too
-    (`rollout.py` puts 0 there).
+    the gradient at `losses`. A response without tokens adds 0 to the sum and 1 to the number of responses.
+    Behind `losses`, 0 times an infinite derivative is nan. So a loss with exp in it needs finite log-probs at padding
+    too (`rollout.py` puts 0 there).
     Raises ValueError for an unknown mode, shapes that do not match, or a missing max_new_tokens.
     """
     if response_mask.dim() != 2 or losses.shape not in (response_mask.shape, response_mask.shape[:1]):
@@ -60,7 +61,7 @@ def aggregate(losses, response_mask, mode, num_responses=None, num_tokens=None, 
         per_response = torch.where(mask, losses, 0.0).sum(dim=1)  # [N]
     else:
         per_response = torch.where(lengths > 0, losses, 0.0)  # [N]
-    # max and clamp: nothing by nothing is 0.
+    # max and clamp: 0 divided by 0 shall be 0.
     if mode == "token-mean":
         return per_response.sum() / max(num_tokens, 1)
     if mode == "seq-mean-token-mean":

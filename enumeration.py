@@ -1,21 +1,22 @@
 r"""Enumeration: how to know that a loss has the gradient that its paper claims.
 
 A policy-gradient loss is right when its gradient, averaged over the sampler's responses, is minus the gradient of the
-objective. Samples cannot show this: their noise falls only as 1/sqrt(n), and a forgotten weight can be smaller.
-So take a policy small enough to list every response. Both sides become finite sums, exact to rounding:
+objective. Samples cannot show this: their noise falls only as 1/sqrt(n), and the effect of a forgotten weight can be
+smaller than the noise. So take a policy small enough to list every response. Both sides become finite sums, exact to
+rounding:
 
-    what is claimed     J(theta) from all the probabilities, differentiated by autograd: no sampler, no ratio, no trick
+    what is claimed     J(theta) from all the probabilities, differentiated by autograd: no sampler, no ratio
     what is computed    sum_y pi_old(y) loss(y), differentiated by autograd
     certificate         | grad loss + grad J | / | grad J |, about 1e-16 in float64 where the loss is right
 
-The policy here is autoregressive like a language model: three tokens, of which 0 ends the response, at most three
-tokens long, each prefix with its own free distribution. That makes 7 prefixes and 15 responses:
+The policy here is autoregressive, like a language model. It has three tokens, and token 0 ends the response. A response
+has at most three tokens. Each prefix has its own free distribution. That makes 7 prefixes and 15 responses:
 
     0    1 0    2 0    1 1 *    1 2 *    2 1 *    2 2 *        (* is each of 0, 1, 2)
 
 Nothing here depends on a loss; rpg_losses.py, kl_estimators.py, baselines.py and the tests use it.
 
-`python enumeration.py` lists the responses, and lets a right and a wrong loss be judged by samples and by enumeration.
+`python enumeration.py` lists the responses, then tests a right and a wrong loss by samples and by enumeration.
 """
 import torch
 
@@ -70,8 +71,8 @@ def token_objective(logits, old_logits, rewards, beta, kl, ref_logits):
 
     J_tok = sum_s d_old(s) ( sum_v pi(v|s) Q_old(s, v) - beta D(s) ), with d_old(s) the probability that pi_old passes
     prefix s, Q_old(s, v) = E_old[R | s, v], and D(s) between the two distributions of the next token. At pi = pi_old
-    its reward part has the gradient of E_pi[R]; further away it has not, because the prefixes remain pi_old's. And D
-    counts no effect of a token on the divergence at later ones.
+    its reward part has the gradient of E_pi[R]. Away from pi_old it has not, because the prefixes remain pi_old's. D
+    leaves out how a token changes the divergence at later tokens.
     """
     old = token_log_probs(old_logits).sum(dim=1).exp()  # [15]
     visits = torch.zeros(7, 3, dtype=old.dtype)  # [7, 3], probability that pi_old passes s and takes v there

@@ -1,8 +1,8 @@
 r"""GSM8K: grade-school word problems, and the prompt that asks a language model for one (arXiv 2110.14168).
 
-What it teaches: a verifiable task needs only three things: a question, a gold answer, and a prompt in the form that
-the model was trained on. The last one is where runs die in silence: a chat model that gets plain text without its
-template rarely ends its answer, every response is cut off, and nothing is learned, with no error to see.
+What it teaches: a verifiable task needs only three things. These are a question, a gold answer, and a prompt in the
+form that the model was trained on. A wrong form makes a run fail without an error: a chat model that gets plain text
+without its template rarely ends its answer. Then every response is cut off, and nothing is learned.
 
 A row is a dict with GSM8K's two columns. The answer holds calculator annotations and ends in the gold:
 
@@ -28,8 +28,8 @@ def load_problems(source, split="train", limit=None):
     source   "openai/gsm8k" (or another hub data set with these columns), or the path of a local JSONL file
     split    the hub data set's split, "train" or "test"; a local file has only itself
     limit    keep the first `limit` rows; None keeps all
-    Raises ValueError, with one line that says what to do: no such file, not JSONL, a missing column, no rows, or the
-    hub cannot be reached.
+    Raises ValueError with one line that says what to do: for a missing file, for one that is not JSONL, for a missing
+    column, for no rows, and where the hub cannot be reached.
     """
     import datasets  # here, as it takes seconds
 
@@ -46,7 +46,7 @@ def load_problems(source, split="train", limit=None):
         else:
             rows = datasets.load_dataset(source, "main" if source == HUB_NAME else None, split=split)
         columns = rows.column_names
-        problems = list(rows.select(range(min(limit or len(rows), len(rows)))))  # here text that is not UTF-8 shows
+        problems = list(rows.select(range(min(limit or len(rows), len(rows)))))  # raises for text that is not UTF-8
     except Exception as error:  # datasets raises many kinds; each means that the rows cannot be had
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         if looks_local:
@@ -77,8 +77,8 @@ def format_prompt(tokenizer, question):
     r"""The text after which the model is to write its solution.
 
     With a chat template: one user turn (the question and INSTRUCTION) and the opening of the assistant's turn.
-    Without one: a plain form, after whatever token the tokenizer itself puts in front of a text.
-    The result is complete: tokenize it with `add_special_tokens=False`, or a template's own <bos> comes twice.
+    Without one: a plain form, after the token that the tokenizer itself puts in front of a text, if any.
+    The result is complete: tokenize it with `add_special_tokens=False`, or a template's own <bos> is there twice.
     """
     if tokenizer.chat_template:
         turn = {"role": "user", "content": f"{question}\n{INSTRUCTION}"}

@@ -1,21 +1,22 @@
-r"""Objectives: everything that an objective is, in one entry of one table.
+r"""Objectives: what each name of --objective means, one entry of one table each.
 
     rewards [N]  ->  advantages [N] or [N, T]  ->  losses of events [n, T] or [n]  ->  aggregate: one number
 
-An entry gives, for its name on the command line,
+The fields of an entry:
 
-    advantages  (rewards [N], rollout, settings) -> [N] per response, or [N, T] per token. Rewards stand group after
-                group, settings.group_size each; REINFORCE++ alone looks at the rollout
-    loss        (log_probs [n, T], part, settings) -> [n, T] where an event is a token, [n] where it is a whole response.
-                log_probs has the gradient. part is the microbatch, see rollout.Rollout: part.log_probs [n, T] of the
-                policy that sampled, part.ref_log_probs [n, T] or None, part.advantages [n] or [n, T], part.response_mask
+    advantages  (rewards [N], rollout, settings) -> [N] per response, or [N, T] per token. Rewards come group after
+                group, settings.group_size each. Only REINFORCE++ looks at the rollout
+    loss        (log_probs [n, T], part, settings) -> [n, T] where an event is a token, [n] where it is a response.
+                log_probs has the gradient. part is the microbatch, a rollout.Rollout: part.log_probs [n, T] of the
+                policy that sampled, part.ref_log_probs [n, T] or None, part.advantages [n] or [n, T],
+                part.response_mask [n, T]
     aggregate   how events become one number, see aggregation.py
-    settings    the settings that it uses, with its defaults; a preset may have its own. One that only objectives use
-                (tau, beta, ...) is refused on the command line where it does not stand here
-    source      where it is from
+    settings    the settings that the objective uses, with its defaults. A preset may have its own defaults. The command
+                line refuses a setting of the group "objective" (tau, beta, ...) that is not listed here
+    source      paper, section or equation
 
-The functions are those of pmd_mean.py, rpg_losses.py and baselines.py; here stands only which arguments they get. To add
-an objective, add an entry: README.md shows one of 15 lines.
+The functions are those of pmd_mean.py, rpg_losses.py and baselines.py. This file says only which arguments they get.
+To add an objective, add an entry: README.md shows one in at most 15 lines.
 
 `python objectives.py` prints the table.
 """
@@ -52,7 +53,7 @@ def mean_baseline(rewards, rollout, s):
 
 
 def rpg(loss, **fixed):
-    r"""An RPG loss as a table's loss. Log-probs are 0 outside the mask, so their sum over T is the response's."""
+    r"""An RPG loss as a loss of this table. Log-probs are 0 outside the mask, so their sum over T needs no mask."""
 
     def of_events(log_probs, part, s):
         old_log_probs, ref_log_probs = part.log_probs, part.ref_log_probs

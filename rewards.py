@@ -1,20 +1,20 @@
 r"""Rewards beyond right or wrong: two penalties for length, and which groups are worth training on.
 
-A verifier gives 1 for a right answer and 0 for a wrong one (reward_math.py). What is here is added to that, or decides
-which responses are used:
+A verifier gives 1 for a right answer and 0 for a wrong one (reward_math.py). The functions here add to that reward, or
+choose the responses to train on:
 
     mixed_groups       keep the groups that are neither all right nor all wrong      DAPO, arXiv 2503.14476; RPG too
     overlong_penalty   falls to -1 near the longest possible response                DAPO
-    length_reward      between -0.5 and 0.5, the shorter the better in its group     Kimi k1.5, arXiv 2501.12599, 2.3
+    length_reward      between -0.5 and 0.5; the shortest of the group gets most     Kimi k1.5, arXiv 2501.12599, 2.3
 
-In a group whose rewards are all equal, every group baseline gives exact zeros: no gradient. DAPO and RPG drop such
-groups and sample more. REINFORCE++ has no group baseline, and learns from them.
+In a group whose rewards are all equal, every group baseline gives exact zeros, so there is no gradient. DAPO and RPG
+drop such groups and sample more. REINFORCE++ has no group baseline and does learn from them.
 
 Lengths count tokens. Arguments are [N], group after group, and group_size divides N; ValueError otherwise.
 
 Departures, and why:
-- overlong_penalty is DAPO's function for rewards of 1 and -1. The rewards here are 1 and 0, half as far apart: added as
-  it is, it weighs twice as much. For DAPO's proportion add half of it.
+- overlong_penalty is DAPO's function for rewards of 1 and -1. The rewards here are 1 and 0, half as far apart. Added as
+  it is, the penalty weighs twice as much. Half of it has DAPO's proportion; train.py adds half.
 
 `python rewards.py` prints one group with its rewards, by length, in both proportions.
 """
@@ -26,7 +26,7 @@ def mixed_groups(correct, group_size):
 
     correct [N] bool or number -> [N] bool, the same within a group.
     [1, 0, 0, 0] with group_size 2 gives [True, True, False, False].
-    Pass what is verified, without shaping: a length penalty makes groups differ whose answers are all alike.
+    Pass the verifier's verdict, without shaping. With a length penalty, groups of equal answers would differ too.
     """
     if correct.dim() != 1 or group_size < 1 or len(correct) % group_size:
         raise ValueError("correct must be [N] with N a multiple of group_size")

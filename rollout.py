@@ -1,17 +1,17 @@
 r"""Rollouts: sampling a group of responses per prompt, one token at a time, with the log-probs that training needs.
 
-What it teaches. A language model is a policy pi(y|x) = prod_t pi(y_t | x, y_<t). Sampling needs the distribution of
-the next token only, and all earlier tokens enter it through their keys and values in attention, which never change
-once computed. Keeping those (the KV cache) turns each new token into a forward pass over ONE position instead of the
-whole sequence: for a response of T tokens after a prompt of P, about P + T positions in all instead of T * (P + T/2).
+What it teaches. A language model is a policy pi(y|x) = prod_t pi(y_t | x, y_<t). Sampling needs only the distribution
+of the next token. Earlier tokens enter it through their keys and values in attention, which never change once computed.
+Keeping those (the KV cache) makes each new token a forward pass over ONE position instead of the whole sequence. A
+response of T tokens after a prompt of P then takes about P + T positions in all, instead of T * (P + T/2).
 
     prefill   [x_1 ... x_P]  -> keys and values of the prompt, and the distribution of y_1
     decode    [y_1]          -> append its key and value, get the distribution of y_2
               [y_2]          -> ...
 
-A group shares its prompt, so a prompt is prefilled once and its cache repeated `group_size` times, in the sampler and
-again, with gradients, in the trainer. Responses that have ended leave the batch. The cache is written in place: the
-usual one, by torch.cat, copies all keys and values at every token.
+A group shares its prompt. So a prompt is read once, and its cache is repeated `group_size` times. The trainer does the
+same with gradients (scoring.py). Responses that have ended leave the batch. The cache is written in place; the usual
+one grows by torch.cat, which copies all keys and values at every token.
 
 Layout. Prompts are padded on the left, so that every row's response starts in the same column:
 
@@ -19,12 +19,12 @@ Layout. Prompts are padded on the left, so that every row's response starts in t
     attention_mask    0   0   1   1   1  |  1   1   1   0         [N, P+T]
     response_mask                           1   1   1   0         [N, T]   every sampled token, the eos included
 
-Position ids count real tokens only. With left padding they must be given: rotary models would not notice their
-absence (only distances matter to them), models with learned positions would be wrong in silence.
+Position ids count real tokens only. With left padding they must be given. Without them rotary models stay right, as
+only distances matter to them; models with learned positions are wrong without an error.
 
-The policy that is trained is the one that was sampled from: temperature included, no top-k, no top-p. `log_probs`
-are the sampler's own; `scoring.token_log_probs` computes them again with gradients, within 1e-3 in float32 (2e-2 in
-bfloat16).
+The policy that is trained is the one that was sampled from: temperature included, no top-k, no top-p. `log_probs` are
+the sampler's own. `scoring.token_log_probs` computes them again with gradients, within 1e-3 in float32 and 2e-2 in
+bfloat16.
 
 `python rollout.py` prints the tokens of two responses with their log-probs, and times decoding with and without cache.
 """
@@ -37,13 +37,13 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, StaticLa
 
 from scoring import has_plain_head, head_logits, positions, token_log_probs
 
-PREFILL_TOKENS = 4096  # prompt tokens, padding included, that are read in one forward pass
-COMPILED_MULTIPLE = 64  # compiled decoding pads prompts to a multiple of this, as each new length is compiled anew
+PREFILL_TOKENS = 4096  # prompt tokens in one forward pass, padding included
+COMPILED_MULTIPLE = 64  # compiled decoding pads prompts to a multiple of this: each new length is compiled again
 
 
 @dataclass
 class Rollout:
-    r"""N = len(prompts) * group_size responses, group after group; P is the longest prompt, T the longest response."""
+    r"""N = len(prompts) * group_size responses, group after group. P: the longest prompt; T: the longest response."""
 
     sequences: torch.Tensor  # [N, P+T] token ids: left-padded prompt, then response, then padding
     attention_mask: torch.Tensor  # [N, P+T] 1 at real tokens, 0 at padding on either side
@@ -59,7 +59,7 @@ class Rollout:
         return Rollout(*(x.to(device) if isinstance(x, torch.Tensor) else x for x in vars(self).values()))
 
     def select(self, rows):
-        r"""The Rollout of some rows (a list or tensor of indices), without the padding that all of them share."""
+        r"""The Rollout of some rows (a list or tensor of indices), without columns that are padding in all of them."""
         rows = torch.as_tensor(rows, device=self.sequences.device)
         attention_mask, response_mask = self.attention_mask[rows], self.response_mask[rows]
         prompt_length = self.sequences.shape[1] - self.response_mask.shape[1]
@@ -100,7 +100,7 @@ def concatenate(rollouts):
 def eos_token_ids(model, tokenizer):
     r"""Every token that ends a response, as a sorted list: the tokenizer's eos and those of the generation config.
 
-    They differ in practice: a chat model ends its turn with another token than the one that ends a document.
+    They may differ: a chat model may end its turn with another token than the one that ends a document.
     """
     configured = getattr(model.generation_config, "eos_token_id", None)
     configured = configured if isinstance(configured, (list, tuple)) else [configured]
@@ -108,7 +108,7 @@ def eos_token_ids(model, tokenizer):
 
 
 def pad_token_id(tokenizer):
-    r"""The token that fills the gaps. Any will do: no mask here ever looks at which token stands somewhere."""
+    r"""The token that fills padding. Any token will do: no mask here is made from tokens."""
     return next((token for token in (tokenizer.pad_token_id, tokenizer.eos_token_id) if token is not None), 0)
 
 
@@ -129,7 +129,7 @@ def pad_left(tokenizer, prompts, multiple=1):
 
 
 def seeded(key):
-    r"""A random generator that depends on the text `key` and nothing else."""
+    r"""A random generator that depends on the text `key` only."""
     digest = hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
@@ -137,8 +137,8 @@ def seeded(key):
 def uniforms(prompts, group_size, max_new_tokens, seed):
     r"""One uniform number per response and position: [N, T] float64, N = len(prompts) * group_size.
 
-    Row j of a prompt depends on (seed, prompt, j) only, never on the rest of the batch, so a response stays the same
-    when prompts are batched differently. A prompt that occurs again goes on counting j, or it would repeat itself.
+    Row j of a prompt depends on (seed, prompt, j) only, not on the rest of the batch. So a response stays the same when
+    prompts are batched differently. A prompt that occurs again goes on counting j; otherwise its samples would repeat.
     """
     seen, rows = {}, []
     for prompt in prompts:
@@ -154,7 +154,7 @@ def inverse_cdf(log_probs, uniform):
     Example: p = (0.2, 0.5, 0.3) has cumulative (0.2, 0.7, 1.0); u = 0.1 draws 0, u = 0.2 draws 1, u = 0.95 draws 2.
     """
     cumulative = log_probs.exp().cumsum(dim=-1, dtype=torch.float64)  # [N, V]
-    # Scaled by the total, as rounding leaves it a little off 1; and a token of probability 0 is never drawn.
+    # Times the total, which rounding leaves a little off 1. A token of probability 0 is never drawn.
     threshold = uniform[:, None] * cumulative[:, -1:]  # [N, 1]
     return torch.searchsorted(cumulative, threshold, right=True).squeeze(1).clamp(max=log_probs.shape[1] - 1)  # [N]
 
@@ -183,7 +183,7 @@ class InPlaceLayer(DynamicLayer):
 
 
 class FixedLayer(StaticLayer):
-    r"""The same for "static" and "compiled": attention always sees the whole buffers, whose addresses never change."""
+    r"""The same for "static" and "compiled": attention sees the whole buffers, and their addresses never change."""
 
     def __init__(self, keys, values, length):
         super().__init__(max_cache_len=keys.shape[2])
@@ -199,8 +199,8 @@ class FixedLayer(StaticLayer):
 def attention_dtype(tensor):
     r"""The precision in which attention reads keys and values: autocast's where it is on, else their own.
 
-    Under autocast rotary keys are float32. A cache that kept them so would take twice the memory, and all of it would
-    be converted at every token.
+    Under autocast, rotary keys are float32. A float32 cache would take twice the memory, and all of it would be
+    converted at every token.
     """
     device = tensor.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else tensor.dtype
@@ -209,7 +209,7 @@ def attention_dtype(tensor):
 def prefill(model, prompt_ids, prompt_mask, group_size, room, static=False):
     r"""Reads each prompt once: (cache of N = B * group_size rows with room for more tokens, logits [N, V] of y_1).
 
-    Prompts are read in order of length, PREFILL_TOKENS at a time, to pad little.
+    Prompts are read in order of length, PREFILL_TOKENS at a time, so that little is padding.
     """
     B, P = prompt_ids.shape
     lengths = prompt_mask.sum(dim=1)  # [B]
@@ -218,8 +218,9 @@ def prefill(model, prompt_ids, prompt_mask, group_size, room, static=False):
         p = int(lengths[chunk].max())
         mask = prompt_mask[chunk, P - p :]  # [b, p]
         part = DynamicCache()  # without a configuration: whole sequences, also where attention has a window
-        new_logits = next_token_logits(model, network_of(model), input_ids=prompt_ids[chunk, P - p :],
-                                       attention_mask=mask, position_ids=positions(mask), past_key_values=part)  # [b, V]
+        new_logits = next_token_logits(  # [b, V]
+            model, network_of(model), input_ids=prompt_ids[chunk, P - p :], attention_mask=mask,
+            position_ids=positions(mask), past_key_values=part)
         if len(part.layers) == 0 or any(getattr(layer, "keys", None) is None for layer in part.layers):
             raise ValueError("the sampler needs a model whose every layer attends to cached keys and values")
         rows = (chunk[:, None] * group_size + torch.arange(group_size, device=chunk.device)).flatten()  # [b * G]
@@ -236,7 +237,7 @@ def prefill(model, prompt_ids, prompt_mask, group_size, room, static=False):
 
 
 def network_of(model):
-    r"""What runs at each token: the decoder, whose hidden states `head_logits` takes, or the model with its own head."""
+    r"""What runs at each token: the decoder, for `head_logits`; or the whole model, where its head is not plain."""
     return model.get_decoder() if has_plain_head(model) else model
 
 
@@ -255,14 +256,14 @@ def sample_rollouts(
     r"""Samples `group_size` responses to each prompt from softmax(logits / temperature): a Rollout.
 
     prompts      complete texts, see `gsm8k.format_prompt`; tokenized as they are
-    greedy       take the most probable token instead; `log_probs` are still those of the tempered distribution
-    seed         with the prompt and the index in its group, the only source of randomness: see `uniforms`
-    uniform      [N, max_new_tokens] float64, the numbers of `uniforms` themselves; instead of a seed
+    greedy       take the most probable token instead; `log_probs` still are those of the tempered distribution
+    seed         the only source of randomness, together with the prompt and the index in its group: see `uniforms`
+    uniform      [N, max_new_tokens] float64: the numbers of `uniforms` themselves, instead of a seed
     decode       "eager": rows leave the batch as they end. "static": all rows to the end, in a cache of fixed shape.
                  "compiled": the same through torch.compile, with CUDA graphs on a GPU; slow at the first call
     Raises ValueError where there is no prompt, a prompt is empty, or a number is out of range.
     Cost: 2 * parameters floating-point operations per prompt token (once per group) and per response token, plus
-    attention; each decode step reads all weights and the cache once, which is what bounds it at small batch.
+    attention. Each decoding step reads all weights and the cache once; at small batch this sets its time.
     """
     if not prompts:
         raise ValueError("no prompts: give at least one")
@@ -284,8 +285,8 @@ def sample_rollouts(
     prompt_mask = prompt_mask.repeat_interleave(group_size, dim=0)  # [N, P]
     network = network_of(model)
     if decode == "compiled":
-        # One graph for all tokens, whose shapes are the same. Another rollout has the same again where its padded
-        # prompts are as long; torch keeps the graphs of the last few lengths.
+        # One graph for all tokens, as their shapes are the same. Another rollout can use it if its padded prompts are
+        # as long. torch keeps the graphs of the last few lengths.
         mode = "reduce-overhead" if device.type == "cuda" else "default"  # the first: CUDA graphs
         network = torch.compile(network, mode=mode, dynamic=False)
 
@@ -313,7 +314,7 @@ def sample_rollouts(
         alive = (~ended[rows]).nonzero().squeeze(1)
         if len(alive) == 0 or t + 1 == max_new_tokens:
             break
-        # Leaving costs a copy of the cache, so rows wait for each other until a quarter of the batch has ended.
+        # Leaving the batch costs a copy of the cache. So rows wait until a quarter of the batch has ended.
         if decode == "eager" and len(alive) <= 3 / 4 * len(rows):
             rows, token, mask = rows[alive], token[alive], mask[alive]
             cache.batch_select_indices(alive)
@@ -326,7 +327,7 @@ def sample_rollouts(
     model.train(was_training)
     longest = int(lengths.max())
     response_mask = torch.arange(longest, device=device) < lengths[:, None]  # [N, T]
-    tokens = tokens[:, :longest].masked_fill(~response_mask, pad)  # [N, T]; rows that waited went on behind their end
+    tokens = tokens[:, :longest].masked_fill(~response_mask, pad)  # [N, T]; rows that waited went on after it
     texts = tokenizer.batch_decode(
         [row[:length] for row, length in zip(tokens.tolist(), lengths.tolist())], skip_special_tokens=True
     )
@@ -351,12 +352,12 @@ def check_positions(model, prompt_length, max_new_tokens):
 
 @torch.no_grad()
 def check_model(model, tokenizer, decode="eager"):
-    r"""Raises ValueError, one line, where sampler and trainer would not see one policy: ask before a run.
+    r"""Raises ValueError, one line, where sampler and trainer would see different policies. Call it before a run.
 
-    Two prompts of different length are sampled from together. Their log-probs must be the same from the sampler (cache,
-    padding), from the trainer (padding, the prompt read once for its group), and for the shorter prompt without any
-    padding. Models that carry a state across padding, keep no keys and values, ignore position ids, or drop units at
-    random, fail here; each would otherwise train on wrong numbers without an error.
+    It samples from two prompts of different length together. Their log-probs must be the same from the sampler (cache,
+    padding) and from the trainer (padding, the prompt read once for its group). Those of the shorter prompt must be the
+    same without padding too. Models fail here that carry a state across padding, keep no keys and values, ignore
+    position ids, or drop units at random. Each would otherwise train on wrong numbers without an error.
     """
     try:
         with torch.autocast(model.device.type, enabled=False):
@@ -368,11 +369,11 @@ def check_model(model, tokenizer, decode="eager"):
                 (rollout.log_probs, trainer), (token_log_probs(model, rollout, 1.0, 2), trainer),
                 (trainer[2:, : alone.shape[1]], alone)])  # nats
             largest = trainer.abs().max().item()
-    except Exception as error:  # whatever a model raises that keeps no keys and values, or has no decoder
+    except Exception as error:  # models without keys and values, or without a decoder, raise many kinds
         cause = (str(error).strip() or repr(error)).splitlines()[0][:120]
-        raise ValueError(f"{type(model).__name__} cannot be sampled from here ({cause}): use a decoder-only model whose "
-                         "every layer attends to cached keys and values") from error
-    if spread > 1e-2 * max(1.0, largest):  # nan passes: broken weights are found at the first update, by name
+        raise ValueError(f"{type(model).__name__} cannot be sampled from here ({cause}): use a decoder-only model "
+                         "whose every layer attends to cached keys and values") from error
+    if spread > 1e-2 * max(1.0, largest):  # nan passes: the first update names broken weights
         raise ValueError(f"the log-probs of {type(model).__name__} depend on padding, on the cache or on chance (by "
                          f"{spread:.2g} nats): use a decoder-only model whose every layer attends to cached keys and "
                          "values and that takes position ids")

@@ -1,18 +1,18 @@
 r"""Scoring: the log-probs of sampled tokens under the policy that is trained, with gradients.
 
-What it teaches. Every objective needs log pi_theta(y_t | x, y_<t) at the sampled tokens, so a rollout is read once more,
-whole responses at a time, and differentiated. Three things make that right and affordable:
+What it teaches. Every objective needs log pi_theta(y_t | x, y_<t) at the sampled tokens. So a rollout is read once
+more, whole responses at a time, with gradients. Three things make that right and affordable:
 
-- Positions count real tokens only. With left padding they must be given: rotary models would not notice their absence
-  (only distances matter to them), models with learned positions would be wrong in silence.
-- A group shares its prompt, which is read once, with gradients, for all of its responses.
-- The vocabulary is the largest matrix of a small model: at 151,936 words the float32 logits of 16 responses of 256
-  tokens take 2.5 GB, and as much again for each copy that backward keeps. It is projected at response tokens only, and
-  `VocabularyLogProbs` never holds more than a block of columns, which backward computes again.
+- Positions count real tokens only. With left padding they must be given. Without them rotary models stay right, as only
+  distances matter to them; models with learned positions are wrong without an error.
+- A group shares its prompt. It is read once, with gradients, for all of the group's responses.
+- The vocabulary's matrix is the largest one of a small model. With 151,936 words the float32 logits of 16 responses of
+  256 tokens take 2.5 GB, and as much again for each copy that backward keeps. So logits are computed at response tokens
+  only. `VocabularyLogProbs` holds one block of columns at a time, and backward computes the block again.
 
-Precision. Under autocast the decoder multiplies in bfloat16 or float16; the head, the softmax and everything behind them
-are float32, in the sampler as here. A model whose head does more than W h (a soft cap, a scale, a bias) keeps its own
-head, whole logits and that head's rounding; `train.py` says at its start which of the two it found.
+Precision. Under autocast the decoder multiplies in bfloat16 or float16. The head, the softmax and all that follows are
+float32, here as in the sampler. A model whose head does more than W h (a soft cap, a scale, a bias) keeps its own head,
+with whole logits and that head's rounding. `train.py` says at its start which of the two it found.
 
 `python rollout.py` shows these log-probs beside the sampler's.
 """
@@ -30,10 +30,10 @@ def positions(attention_mask):
 
 @torch.no_grad()
 def has_plain_head(model):
-    r"""Are the logits W h and nothing else: no bias, no scale, no soft-capping? Asked of the model itself, once.
+    r"""Are the logits W h and nothing else: no bias, no scale, no soft-capping? The model is tried once.
 
-    Whatever enters the head must be what the decoder returns, and whatever leaves it must be the logits. A forward pass
-    tells, in which the head's output is replaced by numbers large enough for a soft cap to change them.
+    What enters the head must be what the decoder returns, and what leaves it must be the logits. One forward pass
+    tells. In it the head's output is replaced by numbers so large that a soft cap would change them.
     """
     if not hasattr(model, "plain_head"):
         head, entered, left = model.get_output_embeddings(), [], []
@@ -72,12 +72,12 @@ def head_logits(model, hidden):
 class VocabularyLogProbs(torch.autograd.Function):
     r"""log softmax(h W^T) at one token per row: hidden [M, D], weight [V, D], targets [M] -> [M] float32.
 
-    The V columns are taken a block at a time, M * block numbers of float32 in memory, forward and again in backward:
+    The V columns are taken a block at a time, forward and again in backward. Memory: M * block float32 numbers.
 
         log p_y = z_y - logsumexp_v z_v,   z = h W^T
         d log p_y / d z_v = 1[v = y] - p_v
 
-    Cost: a third more floating-point operations in this product than with the logits kept.
+    Cost: this product takes a third more floating-point operations than with the logits kept.
     """
 
     @staticmethod
@@ -114,10 +114,10 @@ class VocabularyLogProbs(torch.autograd.Function):
 def token_log_probs(model, rollout, temperature=1.0, group_size=1):
     r"""log pi_theta(y_t | x, y_<t) of a rollout's response tokens, with gradients: [N, T] float32.
 
-    0 outside the response mask. The vocabulary is projected at response tokens only, see `VocabularyLogProbs`.
-    group_size: that many rows after each other share their prompt, which is then read once for all of them; 1: each row
-    reads its own. The numbers are the same to rounding. (A model with gradient checkpointing keeps no cache, so its
-    rows always read their own.)
+    0 outside the response mask. Logits are computed at response tokens only, see `VocabularyLogProbs`.
+    group_size: so many consecutive rows share their prompt, which is read once for all of them. With 1 each row reads
+    its own. The numbers are the same to rounding. (A model with gradient checkpointing keeps no cache, so each row
+    always reads its own prompt.)
     """
     N, T = rollout.response_mask.shape
     P = rollout.sequences.shape[1] - T

@@ -10,27 +10,30 @@ r"""Reinforcement learning with verifiable rewards, as one readable loop: `pytho
                         one AdamW step
         evaluate    greedy answers to held-out problems, now and then
 
-objectives.py says what the names of --objective are, an entry each. pi_old is the policy at the start of the step; its
-log-probs are the sampler's own, so that no second pass is needed (`--old-log-probs recomputed` makes one, as does
-bfloat16 by default, where decoding with a cache and reading at once differ by more than float32 rounding). A response
-that was cut off stays in its group: it counts in the baseline, with the reward that its text earns.
+objectives.py has one entry for each name of --objective.
 
-Presets. `tiny`, the default on every machine, is the embedded model and task (see tiny/make.py), for two CPU cores and
-three minutes. `gsm8k` trains Qwen2.5-0.5B-Instruct on GSM8K and wants a GPU and a network; it was NOT run on a GPU by
-its authors. Every setting can be given on the command line: `python train.py --help`.
+pi_old is the policy at the start of the step. Its log-probs are the sampler's own, so no second pass is needed.
+`--old-log-probs recomputed` makes one all the same. So does bfloat16 by default: there, decoding with a cache and
+reading a response at once differ by more than float32 rounding.
 
-Precision: float32 on every CPU, so that a run is the same on each to rounding; bfloat16 autocast with float32 weights,
-head and losses on a CUDA device that has it, or by `--dtype bfloat16`.
+A response that was cut off stays in its group. It counts in the baseline, with the reward that its text earns.
+
+Presets. `tiny`, the default on every machine, is the embedded model and task (see tiny/make.py). It takes two CPU cores
+three minutes. `gsm8k` trains Qwen2.5-0.5B-Instruct on GSM8K and needs a GPU and a network. It was NOT run on a GPU by
+its authors. Every setting has a flag: `python train.py --help`.
+
+Precision. Every CPU computes in float32, so a run is the same on each to rounding. A CUDA device that has bfloat16 uses
+it by autocast, and so does `--dtype bfloat16`; weights, head and losses stay float32.
 
 What a run writes in its folder
     config.json          the settings, in full
-    metrics.jsonl        one object a step, defined in plumbing/metrics.py; written as the step ends
+    metrics.jsonl        one object per step, written when the step ends; plumbing/metrics.py defines it
     curves.png           the picture of it
-    checkpoint-<step>/   the last whole checkpoint; `--resume FOLDER` goes on from it, as if never stopped
+    checkpoint-<step>/   the last whole checkpoint; `--resume FOLDER` goes on from it, as if the run had never stopped
     model/               the trained model, a Hugging Face directory
 
-`plumbing/` is what a reader may skip: settings, folders, checkpoints, console, microbatches, several processes
-(`torchrun --nproc_per_node=2 train.py ...` takes the same steps as one process, to rounding).
+A reader may skip `plumbing/`: settings, folders, checkpoints, console, microbatches, several processes. With
+`torchrun --nproc_per_node=2 train.py ...` two processes take the steps of one, to rounding.
 """
 
 import math
@@ -54,14 +57,14 @@ MAX_GRAD_NORM = 1.0  # longer gradients are scaled down to it, as in RPG's paper
 
 
 def train(settings):
-    r"""Runs the settings; returns the rows of metrics.jsonl."""
+    r"""Trains as the settings say; returns the rows of metrics.jsonl."""
     run = Run(settings)
     objective, policy, optimizer, reference = OBJECTIVES[settings.objective], run.policy, run.optimizer, run.reference
     if run.is_new:
         run.record(0, accuracy=evaluate(run, 0))
 
     for step in run.steps():
-        # y_1 .. y_G ~ pi_old( . | x): a group of responses to each prompt, from the policy as it is now.
+        # y_1 .. y_G ~ pi_old( . | x): a group of responses to each prompt, from the current policy.
         sampled, correct, run.drawn = sample(policy, run.tokenizer, run.problems, settings, step, run.drawn)
         rewards = shaped_rewards(settings, correct, sampled)  # [N]
         run.lap()
@@ -95,8 +98,8 @@ def train(settings):
 def backward(policy, objective, rollout, minibatch, settings):
     r"""Adds to .grad the gradient of the objective's loss over the responses `minibatch`; returns metrics.Update.
 
-    A microbatch adds its share of ONE sum, divided by the counts of the whole minibatch, so that cutting it, or dealing
-    it out to several processes, changes the gradient by rounding only.
+    Each microbatch adds its share of ONE sum, divided by the counts of the whole minibatch. So cutting the minibatch,
+    or dealing it out to several processes, changes the gradient by rounding only.
     """
     num_tokens = int(rollout.response_mask[minibatch].sum())
     update = metrics.Update(num_tokens)
@@ -113,7 +116,7 @@ def backward(policy, objective, rollout, minibatch, settings):
 
 
 def optimizer_step(policy, optimizer, update, settings, steps_before):
-    r"""One AdamW step on the gradient, clipped; none where it is not finite, which update.skipped then says."""
+    r"""One AdamW step on the clipped gradient; no step, and update.skipped, where loss or gradient is not finite."""
     parallel.sum_gradients(policy)
     update.sum_over_processes(policy.device)
     update.grad_norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), MAX_GRAD_NORM).item()
@@ -126,16 +129,16 @@ def optimizer_step(policy, optimizer, update, settings, steps_before):
 
 
 def learning_rate(settings, steps_before):
-    r"""A linear rise, then constant or falling as 1/t: never a function of --steps, which a resumed run may raise."""
+    r"""A linear rise, then constant or falling as 1/t. --steps does not enter: a resumed run may raise it."""
     rise = min(1.0, (steps_before + 1) / max(1, settings.warmup_steps))
     fall = 1 + steps_before / settings.lr_decay_steps if settings.lr_decay_steps else 1
     return settings.lr * rise / fall
 
 
 def sample(policy, tokenizer, problems, settings, step, drawn):
-    r"""Samples and verifies: (rollout, correct [N], drawn). With --filter-groups in up to three rounds of prompts.
+    r"""Samples and verifies: (rollout, correct [N], drawn). --filter-groups may take up to three rounds of prompts.
 
-    drawn counts the problems used so far; the next ones follow from it and the seed.
+    drawn is the number of problems used so far. Together with the seed it says which ones are next.
     """
     sample_all = parallel.over_processes(sample_rollouts)
     rollouts, correct, useful = [], [], 0
@@ -155,11 +158,11 @@ def sample(policy, tokenizer, problems, settings, step, drawn):
 
 
 def shaped_rewards(settings, correct, rollout):
-    r"""[N]: 1 for a right answer, plus the shaping that was asked for."""
+    r"""Rewards [N]: 1 for a right answer, else 0, plus the shaping that was asked for."""
     lengths = rollout.response_mask.sum(dim=1).cpu()  # [N]
     rewards = correct
     if settings.overlong_penalty:
-        # Half, as DAPO's range of 1 goes with rewards of +-1, and these are 0 and 1.
+        # Half: DAPO's penalty of up to 1 is for rewards of 1 and -1. These are 1 and 0, half as far apart.
         rewards = rewards + overlong_penalty(lengths, settings.max_new_tokens, settings.overlong_penalty) / 2
     if settings.length_reward:
         rewards = rewards + settings.length_reward * length_reward(correct, lengths, settings.group_size)
@@ -167,7 +170,7 @@ def shaped_rewards(settings, correct, rollout):
 
 
 def trained_rows(settings, correct):
-    r"""Which responses to train on: all, or with --filter-groups those of groups neither all right nor all wrong."""
+    r"""Indices of the responses to train on: all; with --filter-groups, groups neither all right nor all wrong."""
     if not settings.filter_groups:
         return torch.arange(len(correct))
     rows = mixed_groups(correct, settings.group_size).nonzero().squeeze(1)
@@ -175,7 +178,7 @@ def trained_rows(settings, correct):
 
 
 def minibatches(rollout, settings, step):
-    r"""Yields the responses of each optimizer step: whole groups, in a new order each epoch."""
+    r"""Yields the indices of the responses of each optimizer step: whole groups, in a new order each epoch."""
     G = settings.group_size
     for epoch in range(settings.epochs):
         order = torch.randperm(len(rollout.texts) // G,
@@ -185,13 +188,13 @@ def minibatches(rollout, settings, step):
 
 
 def evaluate(run, step):
-    r"""Fraction of the held-out problems answered right, greedily, where an evaluation is due; else None."""
+    r"""The fraction of held-out problems that greedy decoding answers right; None where no evaluation is due."""
     if not run.evaluation_is_due(step):
         return None
     settings, problems = run.settings, run.held_out
     sample_all = parallel.over_processes(sample_rollouts)
     prompts = [format_prompt(run.tokenizer, problem["question"]) for problem in problems]
-    order = sorted(range(len(problems)), key=lambda i: len(prompts[i]))  # like lengths pad little
+    order = sorted(range(len(problems)), key=lambda i: len(prompts[i]))  # similar lengths need little padding
     size = settings.prompts_per_step * settings.group_size  # as many rows at a time as when sampling
     texts = {}
     for indices in (order[start : start + size] for start in range(0, len(order), size)):

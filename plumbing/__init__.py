@@ -1,4 +1,4 @@
 r"""What a reader may skip: settings and command line, loading a model, run folder and checkpoints, processes, pictures.
 
-Nothing here is specific to PMD or RPG. `train.py` names each piece where it is used.
+Nothing here is specific to PMD or RPG. `train.py` calls each piece by name where it needs it.
 """

@@ -1,4 +1,4 @@
-r"""Which responses go through the model together: memory and padding, nothing that changes a gradient."""
+r"""Which responses go through the model together. This changes memory and padding, not the gradient."""
 
 import torch
 
@@ -10,16 +10,16 @@ from scoring import token_log_probs
 def microbatches(rollout, rows, settings):
     r"""Cuts whole groups of rows into parts for one forward pass: a list of (rows of the part, rows per prompt).
 
-    At most micro_batch_size responses and tokens_per_microbatch tokens, padding included, in a part; responses of like
-    length together, so that little is padding. Where a group does not fit, it is cut into pieces that do. Nothing is
-    shared with gradient checkpointing, which keeps no cache. Of several processes each gets its share of the groups.
+    A part has at most micro_batch_size responses and tokens_per_microbatch tokens, padding included. Responses of
+    similar length go together, so that little is padding. A group that does not fit is cut into pieces that do. With
+    gradient checkpointing, which keeps no cache, each row reads its own prompt. Several processes share the groups.
     """
     G, lengths = settings.group_size, rollout.response_mask.sum(dim=1).cpu()  # [N]
     prompts = rollout.attention_mask.sum(dim=1).cpu() - lengths  # [N]
     groups = parallel.mine(rows.cpu().view(-1, G))  # [groups, G]
     if len(groups) == 0:
         return []
-    groups = groups.gather(1, lengths[groups].argsort(dim=1))  # by length within a group too, for the pieces
+    groups = groups.gather(1, lengths[groups].argsort(dim=1))  # by length within a group, for the pieces
 
     def tokens(pieces):  # [k, size] -> of one padded forward pass
         return len(pieces) * (int(prompts[pieces].max()) + pieces.shape[1] * int(lengths[pieces].max()))

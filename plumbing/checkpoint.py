@@ -1,12 +1,12 @@
-r"""Checkpoints: what a run must keep to go on as if it had never stopped, and how to write it so that it is whole.
+r"""Checkpoints: what a run must keep to go on as if it had never stopped, and how to write it whole.
 
 Everything random in `train.py` is a function of (seed, step): the order of the data, the shuffle of the minibatches,
-and each response's uniform numbers (see `rollout.uniforms`). So the state of a run is the model, the optimizer, the
-reference where there is one, and a few counts; there is no random-number state to forget.
+and each response's uniform numbers (see `rollout.uniforms`). So no state of a random generator has to be kept. The
+state of a run is the model, the optimizer, the reference where there is one, and a few counts.
 
-A checkpoint is written under another name, flushed to disk, and renamed: on every file system that matters a rename
-is all or nothing, so `checkpoint-000020` exists whole or not at all, whenever the process is killed. Only then are
-older ones deleted. Nothing is read as a bare pickle: the model is safetensors, the optimizer is read `weights_only`.
+A checkpoint is written under another name, flushed to disk, and renamed. A rename is done as a whole or not at all. So
+`checkpoint-000020` exists whole or not at all, whenever the process is killed. Older checkpoints are deleted after the
+rename. Nothing is read as a bare pickle: the model is safetensors, the optimizer is read `weights_only`.
 """
 
 import contextlib
@@ -46,7 +46,7 @@ def save_checkpoint(run_folder, step, model, tokenizer, optimizer, reference, pr
     r"""Writes run_folder/checkpoint-<step>, then deletes older checkpoints.
 
     reference is the frozen policy of a KL penalty, or None; progress is a dict of numbers for state.json.
-    Raises OSError where it cannot be written; the checkpoints that are there stay.
+    Raises OSError where it cannot be written. Earlier checkpoints then stay.
     """
     folder = Path(run_folder) / f"checkpoint-{step:06d}"
     temporary = folder.with_suffix(".tmp")
@@ -70,7 +70,7 @@ def save_checkpoint(run_folder, step, model, tokenizer, optimizer, reference, pr
 
 @contextlib.contextmanager
 def one_line_errors():
-    r"""torch and safetensors have their own errors for a full disk or a read-only folder: all become OSError."""
+    r"""Turns the errors of torch and safetensors for a full disk or a read-only folder into OSError."""
     try:
         yield
     except (RuntimeError, SafetensorError) as error:
@@ -83,7 +83,7 @@ def checkpoints(run_folder):
 
 
 def load_state(folder, model, optimizer, reference, names):
-    r"""Restores optimizer and reference from a checkpoint; returns its state.json, which must have these names.
+    r"""Restores optimizer and reference from a checkpoint; returns its state.json, which must have all of `names`.
 
     Raises ValueError, one line, where a file is damaged or belongs to another run.
     """
@@ -102,21 +102,21 @@ def load_state(folder, model, optimizer, reference, names):
         if missing:
             raise ValueError(f"state.json has no {min(missing)}")
         return progress
-    except Exception as error:  # each library has its own for a damaged file
+    except Exception as error:  # each library raises its own kind for a damaged file
         cause = (str(error).strip() or repr(error)).splitlines()[0][:200]
         raise ValueError(f"{folder} cannot be resumed from, it is damaged or of another run ({cause}): start a new run "
                          "with another --out") from error
 
 
 def truncate_metrics(path, step):
-    r"""Keeps the lines of metrics.jsonl up to `step`; a last line cut short by a kill goes too. Returns them."""
+    r"""Keeps the lines of metrics.jsonl up to `step` and returns them; drops what a kill left incomplete."""
     kept = []
     for line in path.read_bytes().split(b"\n") if path.exists() else []:
         try:
             row = json.loads(line)
             if row["step"] <= step:
                 kept.append(row)
-        except (ValueError, TypeError, KeyError):  # what a crash may leave: half a line, nulls, bytes of another file
+        except (ValueError, TypeError, KeyError):  # a crash may leave half a line, nulls, bytes of another file
             break
     temporary = Path(f"{path}.tmp")
     temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))

@@ -1,6 +1,6 @@
 r"""The picture of a run: curves.png from the rows of metrics.jsonl.
 
-`python curves.py RUN_FOLDER` draws it again, of a run that is still going on too.
+`python plumbing/curves.py RUN_FOLDER` draws it again, also while the run goes on.
 """
 
 import json

@@ -1,7 +1,8 @@
-r"""The metrics of a step, each defined where it is computed: a line of metrics.jsonl, of `python train.py`.
+r"""The metrics of a step, one line of metrics.jsonl. Each is defined where it is computed, in `row` below.
 
-Of sampling over all sampled responses, including groups that --filter-groups drops; of training over all minibatches
-and epochs, null in a step where every group was dropped. A number that is not finite is null, as JSON has none.
+Metrics of sampling are over all sampled responses, including groups that --filter-groups drops. Metrics of training are
+over all minibatches and epochs. They are null in a step in which every group was dropped. A number that is not finite
+is written as null, as JSON cannot hold it.
 """
 
 import math
@@ -17,16 +18,16 @@ NAMES = ("step", "reward_mean", "eval_accuracy", "loss", "grad_norm", "skipped_u
 
 
 class Update:
-    r"""Sums over the response tokens of one minibatch, each taken just before its optimizer step."""
+    r"""Sums over the response tokens of one minibatch, taken just before its optimizer step."""
 
     def __init__(self, num_tokens):
         self.num_tokens = num_tokens  # of the whole minibatch, over all processes
         self.loss = 0.0
         self.kl = 0.0  # w - 1 - log w, w = pi_theta/pi_old
         self.kl_ref = 0.0  # k3(pi_ref/pi_theta), where there is a reference
-        self.mismatch = 0.0  # |log pi_old of the sampler - of the trainer|
+        self.mismatch = 0.0  # |log pi_old of the sampler - log pi of the trainer|
         self.grad_norm = 0.0  # Euclidean, before clipping
-        self.skipped = False  # loss or gradient not finite: the weights were left alone
+        self.skipped = False  # True: loss or gradient was not finite, and the weights were left alone
 
     @torch.no_grad()
     def add(self, loss, log_probs, part):
@@ -45,7 +46,7 @@ class Update:
 def row(step, sampled, rewards, updates, group_size, mismatch, has_reference, accuracy, seconds):
     r"""The metrics of a step as a dict: `sampled` is its whole Rollout, rewards [N], updates a list of Update.
 
-    mismatch: nats, of old log-probs that were recomputed; None: of the first minibatch, before any update.
+    mismatch: in nats, where old log-probs were recomputed; None: it is taken from the first minibatch.
     seconds: (sampling and verifying, all optimizer steps).
     """
     taken = [update for update in updates if not update.skipped]
@@ -56,20 +57,20 @@ def row(step, sampled, rewards, updates, group_size, mismatch, has_reference, ac
         mismatch = updates[0].mismatch / max(1, updates[0].num_tokens)
     values = dict(
         step=step,
-        # mean reward of the sampled responses; without shaping, the fraction that is right
+        # mean reward of the sampled responses; without shaping it is the fraction that is right
         reward_mean=rewards.mean().item(),
-        # fraction of the held-out problems answered right, greedily; step 0: the base model; null: not evaluated
+        # fraction of held-out problems that greedy decoding answers right; step 0: base model; null: not evaluated
         eval_accuracy=accuracy,
         # means over the optimizer steps that were taken
         loss=sum(update.loss for update in taken) / len(taken) if taken else None,
         grad_norm=sum(update.grad_norm for update in taken) / len(taken) if taken else None,
-        # optimizer steps left out, as their loss or gradient was not finite
+        # optimizer steps left out because their loss or gradient was not finite
         skipped_updates=len(updates) - len(taken),
         # KL(pi_old || pi_theta) in nats per token
         kl_to_old=sum(update.kl for update in taken) / trained_tokens if taken else None,
         # k3(pi_ref/pi_theta) at the tokens of pi_old, without a weight: KL(pi_theta || pi_ref) while theta is near old
         kl_to_reference=sum(u.kl_ref for u in taken) / trained_tokens if taken and has_reference else None,
-        # nats per token between sampler and trainer; what rounding, or a bug, does to the ratio w
+        # mean |difference| of log-probs between sampler and trainer, nats per token: rounding, or a bug
         sampler_mismatch=mismatch,
         # nats per token of the sampling policy, estimated by the mean of -log pi_old(y_t)
         entropy=-sampled.log_probs.sum().item() / max(1, tokens),
@@ -77,12 +78,12 @@ def row(step, sampled, rewards, updates, group_size, mismatch, has_reference, ac
         response_length=tokens / len(rewards),
         # fraction of responses that max_new_tokens ended
         truncated_fraction=sampled.truncated.float().mean().item(),
-        # fraction of groups whose rewards are all equal: their advantages are 0, but for reinforce_pp, which
+        # fraction of groups whose rewards are all equal. Their advantages are 0, except with reinforce_pp, which
         # normalises over the whole batch
         zero_variance_fraction=(groups == groups[:, :1]).all(dim=1).float().mean().item(),
         seconds_rollout=seconds[0],
         seconds_update=seconds[1],
-        # sampled tokens by the seconds of both
+        # sampled tokens divided by the seconds of both
         tokens_per_second=tokens / sum(seconds),
     )
     return {name: value if value is None or math.isfinite(value) else None for name, value in values.items()}

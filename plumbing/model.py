@@ -1,4 +1,4 @@
-r"""The model of a run: where it is computed, in which precision, and loading it without dropout."""
+r"""The model of a run: its device, its precision, and loading it without dropout."""
 
 import os
 from pathlib import Path
@@ -10,7 +10,7 @@ from rollout import check_model
 
 
 def device_of(settings):
-    r"""The device of this process; `auto` and `cuda` mean one CUDA device for each process of a machine."""
+    r"""The device of this process. `auto` and `cuda` give each process of a machine its own CUDA device."""
     local = int(os.environ.get("LOCAL_RANK", 0))  # of torchrun: this process's number on its machine
     if settings.device == "auto":
         return torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
@@ -22,14 +22,14 @@ def device_of(settings):
 
 
 def in_bfloat16(settings):
-    r"""Asked for, or on a CUDA device that multiplies it in hardware. Never by a look at the CPU: see --dtype."""
+    r"""True where it was asked for, or on a CUDA device that multiplies it in hardware. The CPU is not asked."""
     if settings.dtype != "auto":
         return settings.dtype == "bfloat16"
     return device_of(settings).type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def recomputes_old_log_probs(settings):
-    r"""In bfloat16 decoding with a cache and reading at once differ by more than float32 rounding: read once more."""
+    r"""In bfloat16, decoding with a cache and reading at once differ by more than rounding of float32: read again."""
     return settings.old_log_probs == "recomputed" or settings.old_log_probs == "auto" and in_bfloat16(settings)
 
 
@@ -39,7 +39,7 @@ def autocast(settings):
 
 
 def precision(settings):
-    r"""What the matrix products are computed in, for the console; on CUDA it sets the head's to TF32 with bfloat16."""
+    r"""The precision of matrix products, as text. It also sets the head's: TF32 where the rest is bfloat16 on CUDA."""
     on_cuda = device_of(settings).type == "cuda"
     if in_bfloat16(settings):
         torch.set_float32_matmul_precision("high")  # the head's float32 products; TF32 has more digits than bfloat16
@@ -58,13 +58,13 @@ def load_model(settings, source):
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(source)
         config = transformers.AutoConfig.from_pretrained(source)
-        # Dropout would make the policy that is updated another one than the policy that sampled. Some models keep their
-        # rates as numbers and apply them by function, so the configuration is where all of them can be set to 0.
+        # With dropout the policy that is updated would not be the policy that sampled. Some models keep the rates as
+        # numbers and apply them by a function. Only in the configuration can all of them be set to 0.
         for name, value in vars(config.get_text_config()).items():
             if "drop" in name and isinstance(value, float):
                 setattr(config.get_text_config(), name, 0.0)
         model = transformers.AutoModelForCausalLM.from_pretrained(source, config=config, dtype=torch.float32)
-    except Exception as error:  # transformers raises many kinds; each means that there is no model to be had
+    except Exception as error:  # transformers raises many kinds; each means that the model cannot be loaded
         fail(f"cannot load the model {source}: {(str(error).strip() or repr(error)).splitlines()[0][:200]}")
     if settings.gradient_checkpointing:
         model.activation_checkpointing_enable()

@@ -1,20 +1,20 @@
 r"""Several processes, one result: data parallelism by hand, under `torchrun --nproc_per_node=N train.py ...`.
 
-What it teaches. A step of reinforcement learning has three parts that can be split over W processes, and one rule each
-that makes W processes do what one does, to rounding:
+What it teaches. A step of reinforcement learning has three parts that can be split over W processes. One rule for each
+makes W processes do what one does, to rounding:
 
     sample    process k answers prompts k, k + W, ... A response depends on (seed, step, prompt, index in group) only,
-              never on its batch, so it is the one that a single process draws. Then every process is sent all of them
-              (tokens, masks and log-probs: a few MB), so that baselines, filters and shuffles are computed from the
-              same numbers everywhere. No process can then wait for another because a group was dropped or is long.
+              not on its batch, so it is the one that a single process draws. Then every process gets all responses
+              (tokens, masks and log-probs: a few MB). So baselines, filters and shuffles are computed from the same
+              numbers everywhere, and no process waits for another because a group was dropped.
     update    the groups of a minibatch are dealt out. Each process adds the gradient of its share of ONE sum, divided
-              by the counts of the whole minibatch (`aggregate`), and the gradients are added up: an all-reduce once
-              per optimizer step. (DistributedDataParallel divides by W and so takes a mean of means, right only where
-              all processes hold equally many tokens; it also starts its all-reduce inside backward.)
-    evaluate  problem k, k + W, ...
+              by the counts of the whole minibatch (`aggregate`). Then the gradients of all processes are added up, by
+              one all-reduce per optimizer step. (DistributedDataParallel divides by W. That is a mean of means, right
+              only where all processes hold equally many tokens. It also starts its all-reduce inside backward.)
+    evaluate  process k answers problems k, k + W, ...
 
 Weights and optimizer are the same in every process and get the same gradient, so they stay the same. Only process 0
-writes files and the console. Processes on several machines must see one folder for the run.
+writes files and prints. Processes on several machines need one run folder that all of them see.
 
 Not here: models that one process cannot hold. integrations/ has trainers that split the weights.
 """
@@ -38,7 +38,7 @@ def world():
 
 
 def start(device):
-    r"""Joins the other processes, nccl on GPUs, gloo on CPUs: once, before any other function here is used."""
+    r"""Joins the other processes, by nccl on GPUs and gloo on CPUs. Call it once, before the functions below."""
     if world() > 1 and not dist.is_initialized():
         if device.type == "cuda":
             torch.cuda.set_device(device)
@@ -56,7 +56,7 @@ def mine(items):
 
 
 def gather(share):
-    r"""The sequence whose shares the processes hold (see `mine`), whole and in order, on every process."""
+    r"""The whole sequence, in order, on every process, from the shares that the processes hold (see `mine`)."""
     if world() == 1:
         return list(share)
     shares = [None] * world()
@@ -80,7 +80,7 @@ def total(tensor):
 
 
 def sum_gradients(model):
-    r"""Adds up the gradients of all processes; one that had nothing to do adds zeros."""
+    r"""Adds up the gradients of all processes. A process that had nothing to do adds zeros."""
     if world() == 1:
         return
     waiting = []
@@ -96,7 +96,7 @@ def sum_gradients(model):
 def over_processes(sample):
     r"""`sample` (rollout.sample_rollouts) for several processes: each answers its share of the prompts, all get all.
 
-    On one process it is `sample` itself.
+    With one process it is `sample` itself.
     """
     if world() == 1:
         return sample
@@ -104,7 +104,7 @@ def over_processes(sample):
     def shared(model, tokenizer, prompts, group_size, max_new_tokens, *arguments, seed=0, **keywords):
         draws = uniforms(prompts, group_size, max_new_tokens, seed)  # [N, T], the same everywhere
         own = mine(draws.view(len(prompts), group_size, -1)).flatten(0, 1)
-        groups = []  # one Rollout for each of this process's prompts, of which there may be none
+        groups = []  # one Rollout for each of this process's prompts; there may be none
         if mine(prompts):
             share = sample(model, tokenizer, mine(prompts), group_size, max_new_tokens, *arguments, uniform=own,
                            **keywords).to("cpu")

@@ -1,7 +1,7 @@
 r"""A run: its folder, data, model, optimizer and checkpoints, its record and console, and when it has to stop.
 
-Everything of `train.py` that is no reinforcement learning. Several processes share one run: each holds the model, the
-first one writes files and the console (plumbing/parallel.py).
+This is the part of `train.py` that is not reinforcement learning. Several processes share one run: each holds the
+model, and the first one writes files and prints (plumbing/parallel.py).
 """
 
 import copy
@@ -27,15 +27,17 @@ from plumbing.settings import fail, needs_reference, printable
 from rollout import check_positions, seeded
 from scoring import has_plain_head
 
-SKIPPED_IN_A_ROW = 3  # updates with a gradient that is not finite, after which the run stops
+SKIPPED_IN_A_ROW = 3  # so many updates that are not finite, one after another, end the run
 
 
 class Run:
-    r"""What `train` needs to start, or to go on with a run that was stopped, and what it leaves behind.
+    r"""What `train` needs to start, or to go on with a run that was stopped, and what a run writes.
 
-    policy, tokenizer, optimizer, reference (a frozen copy of the model, or None), problems, held_out: as their names.
-    optimizer_steps, drawn (problems used), average_kl (to the reference), skipped_in_a_row (updates): what a checkpoint
-    keeps beside the weights.
+    policy, tokenizer, optimizer, reference    the last one is a frozen copy of the model, or None
+    problems, held_out                         training problems and those to evaluate on
+    optimizer_steps, drawn                     optimizer steps and problems used so far
+    average_kl, skipped_in_a_row               of the KL to the reference; updates skipped
+    A checkpoint keeps the last four beside weights and optimizer.
     """
 
     def __init__(self, settings):
@@ -51,8 +53,8 @@ class Run:
         saved = checkpoints(self.out)[-1:] if settings.resume else []
         finished = (self.out / "model" / "config.json").is_file()
         if settings.resume and finished and not saved:
-            fail(f"the run in {self.out} is finished and kept no checkpoint to go on from: start a new one with another "
-                 "--out")
+            fail(f"the run in {self.out} is finished and kept no checkpoint to go on from: start a new one with "
+                 "another --out")
         self.policy, self.tokenizer = load_model(settings, str(saved[0]) if saved else settings.model)
         prompts = [format_prompt(self.tokenizer, problem["question"]) for problem in self.problems + self.held_out]
         longest = max(map(len, self.tokenizer(prompts, add_special_tokens=False).input_ids))
@@ -93,7 +95,7 @@ class Run:
             print(f"goes on after step {self.first_step - 1}")
 
     def steps(self):
-        r"""The steps that are left, with a progress bar; after each a checkpoint where one is due, at last the model."""
+        r"""Yields the steps that are left, with a progress bar; saves checkpoints when due, at last the model."""
         settings, steps = self.settings, range(self.first_step, self.settings.steps + 1)
         with tqdm(steps, initial=self.first_step - 1, total=settings.steps, desc=settings.objective, unit="step",
                   disable=parallel.rank() > 0) as self.bar:
@@ -102,7 +104,7 @@ class Run:
                 yield step
                 if settings.optimizer_reset:
                     self.optimizer.state.clear()
-                stopped = parallel.from_first(Interrupt.asked)  # one process may hear of it before another
+                stopped = parallel.from_first(Interrupt.asked)  # a signal may reach one process before another
                 if stopped or settings.save_every and (step % settings.save_every == 0 or step == settings.steps):
                     self.save(step)
                 if stopped and step < settings.steps:
@@ -123,34 +125,35 @@ class Run:
         return every and (step % every == 0 or step == self.settings.steps)
 
     def after(self, update, step):
-        r"""Counts an update, metrics.Update, and ends the run where it can go on no longer."""
+        r"""Counts an update, a metrics.Update. Ends the run where it cannot go on."""
         self.updates.append(update)
         self.skipped_in_a_row = self.skipped_in_a_row + 1 if update.skipped else 0
         if update.skipped:
             self.stop_if_broken(step)
             if self.skipped_in_a_row >= SKIPPED_IN_A_ROW:
                 what = "loss" if not math.isfinite(update.loss) else "gradient"
-                self.stop_not_finite(step, f"the {what} was not finite in {self.skipped_in_a_row} updates in a row (loss "
-                                     f"{update.loss}, gradient norm {update.grad_norm})")
-        else:  # the KL of a skipped update may be nan, which an average never forgets
+                self.stop_not_finite(step, f"the {what} was not finite in {self.skipped_in_a_row} updates in a row "
+                                     f"(loss {update.loss}, gradient norm {update.grad_norm})")
+        else:  # the KL of a skipped update may be nan, and an average would stay nan
             self.average_kl = 0.9 * self.average_kl + 0.1 * update.kl_ref / max(1, update.num_tokens)
         self.optimizer_steps += 1
 
     def reference_is_due(self):
-        r"""Is it time to copy the policy into the reference: every so many updates, or by the average KL to it?"""
+        r"""Is it time to copy the policy into the reference, by the number of updates or by the average KL to it?"""
         every, kl = self.settings.ref_update_every, self.settings.ref_update_kl
         due = bool(every and self.optimizer_steps % every == 0 or kl and self.average_kl > kl)
         self.average_kl = 0.0 if due else self.average_kl
         return due
 
     def record(self, step, sampled=None, rewards=None, accuracy=None):
-        r"""Writes a line of metrics.jsonl: of a step, or at step 0 of the base model."""
+        r"""Writes a line of metrics.jsonl; at step 0 it is the base model's."""
         row = {**dict.fromkeys(metrics.NAMES), "step": step, "eval_accuracy": accuracy}
         if sampled is not None:
             row = metrics.row(step, sampled, rewards, self.updates, self.settings.group_size, self.mismatch,
                               self.reference is not None, accuracy, self.seconds)
             accuracies = [r["eval_accuracy"] for r in [*self.rows, row] if r["eval_accuracy"] is not None]
-            self.bar.set_postfix(reward=f"{rewards.mean():.3f}", accuracy=f"{accuracies[-1]:.3f}" if accuracies else "-")
+            self.bar.set_postfix(reward=f"{rewards.mean():.3f}",
+                                 accuracy=f"{accuracies[-1]:.3f}" if accuracies else "-")
         self.rows.append(row)
         if parallel.rank() == 0:
             with open(self.out / "metrics.jsonl", "a") as file:
@@ -164,7 +167,7 @@ class Run:
                 skipped_in_a_row=self.skipped_in_a_row, seconds=self.seconds_before + time.time() - self.started))
 
     def finish(self):
-        r"""Writes the trained model and the picture, and prints what came out."""
+        r"""Writes the trained model and the picture, and prints the result."""
         if parallel.rank() > 0:
             return
         settings = self.settings
@@ -179,7 +182,8 @@ class Run:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
         on_device = ""
         if self.policy.device.type == "cuda":
-            on_device = f", of {self.policy.device} {torch.cuda.max_memory_allocated(self.policy.device) / 2**30:.2f} GiB"
+            on_device = (f", of {self.policy.device} "
+                         f"{torch.cuda.max_memory_allocated(self.policy.device) / 2**30:.2f} GiB")
         print(f"\n{settings.objective}, {settings.steps} steps: {verdict}, {seconds:.0f} s, peak memory {peak:.2f} GiB"
               f"{on_device}")
         for name, what in [("metrics.jsonl", "a line a step"), ("curves.png", "the curves"),
@@ -200,9 +204,9 @@ class Run:
 
 
 def next_problems(problems, settings, drawn):
-    r"""The next prompts_per_step problems after `drawn` of them: the data in a new random order each epoch.
+    r"""The next prompts_per_step problems after the first `drawn` ones. Each epoch has a new random order.
 
-    A function of (seed, drawn) and nothing else, so that a run that is resumed goes on with the next problem.
+    It depends on (seed, drawn) only. So a run that is resumed goes on with the next problem.
     """
     chosen, order_of = [], {}
     for place in range(drawn, drawn + settings.prompts_per_step):
@@ -214,7 +218,7 @@ def next_problems(problems, settings, drawn):
 
 
 def show(answers, step, accuracy):
-    r"""Prints a few whole answers with their verdict: always the same problems, so that one sees what changes."""
+    r"""Prints two whole answers with their verdict, always to the same problems, so that one sees what changes."""
     lines = [f"\n--- step {step}: {accuracy:.1%} of {len(answers)} held-out problems right; two of them:"]
     for problem, response, right in answers[:2]:
         gold = printable(problem["answer"].split("####")[-1].strip())
@@ -222,12 +226,12 @@ def show(answers, step, accuracy):
         lines.append(f"{printable(problem['question'])}\n  " + response.replace("\n", "\n  "))
         lines.append(f"  -> {'right' if right else f'WRONG, the answer is {gold}'}")
     if parallel.rank() == 0:
-        encoding = getattr(sys.stdout, "encoding", None) or "utf-8"  # of a console that may not know every character
+        encoding = getattr(sys.stdout, "encoding", None) or "utf-8"  # the console may not have every character
         tqdm.write("\n".join(lines).encode(encoding, "backslashreplace").decode(encoding), file=sys.stdout)
 
 
 class Interrupt:
-    r"""Ctrl-C, or SIGTERM from a cluster: the step is finished and saved first. A second one stops at once."""
+    r"""Ctrl-C, or SIGTERM from a cluster: finish the step and save it, then stop. A second one stops at once."""
 
     asked = False
 

@@ -1,8 +1,9 @@
 r"""Settings: everything that can be chosen about a run, its defaults, and the command line made from them.
 
-One dataclass, `Settings`, a line of documentation each; `python train.py --help` prints them. A setting that is not
-given takes its default from the preset (the task), from the objective (objectives.py), or from here, in that order, and
-all of them end up in config.json. Settings of the group `objective` that an objective does not use are None.
+All settings are in one dataclass, `Settings`, with a line of documentation each. `python train.py --help` prints them.
+A setting that is not given takes its default from the preset (the task), from the objective (objectives.py), or from
+here, in that order. config.json holds all of them. A setting of the group `objective` that the objective does not use
+is None.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from plumbing import parallel
 
 HERE = Path(__file__).resolve().parent.parent
 
-# What differs between the two presets. tau and beta: of the objectives that use them.
+# What differs between the two presets. tau and beta are for the objectives that use them.
 PRESETS = {
     "tiny": dict(
         model=str(HERE / "tiny" / "model"), train_data=str(HERE / "tiny" / "train.jsonl"),
@@ -39,84 +40,86 @@ PRESETS = {
 }
 
 
-
-
 def setting(default, meaning, **kwargs):
     return dataclasses.field(default=default, metadata={"help": meaning, **kwargs})
 
 
 @dataclass
 class Settings:
-    r"""Every setting of a run, each a command-line flag; in --help in this order. None: by preset or objective."""
+    r"""Every setting of a run. Each is a flag; --help has them in this order. None: the preset or objective decides."""
 
     objective: str = setting("pmd_mean", "what to optimise: pmd_mean, pmd_part, rpg_KL, rpg_reinforce_KL, rpg_clip_KL, "
                              "rpg_reinforce_clip_KL with KL one of fkl, rkl, ufkl, urkl; grpo, dr_grpo, dapo, rloo, "
                              "reinforce_pp, gspo; each is an entry of objectives.py", group="task")
     preset: str = setting("tiny", "defaults for the embedded task, or for GSM8K on a GPU", choices=("tiny", "gsm8k"))
-    model: str = setting(None, "Hugging Face model directory or hub name")
-    train_data: str = setting(None, "JSONL file with question and answer, or hub name")
-    eval_data: str = setting(None, "the same for the held-out problems; of a hub data set its test split")
-    eval_size: int = setting(None, "held-out problems to evaluate on, the first of the file")
+    model: str = setting(None, "a Hugging Face model directory or hub name")
+    train_data: str = setting(None, "a JSONL file with question and answer, or a hub name")
+    eval_data: str = setting(None, "the same for held-out problems; a hub data set's test split is used")
+    eval_size: int = setting(None, "evaluate on so many held-out problems, the first of the file")
 
     prompts_per_step: int = setting(None, "prompts sampled from in a step", group="sampling")
     group_size: int = setting(None, "responses per prompt, G")
-    max_new_tokens: int = setting(None, "longest response, in tokens; a longer one is truncated")
-    temperature: float = setting(1.0, "sampling temperature; the policy trained is the tempered one")
-    filter_groups: bool = setting(False, "drop groups that are all right or all wrong and sample others, three times as "
-                                  "many prompts at most (dapo does it by itself)")
-    overlong_penalty: int = setting(0, "DAPO's: over the last so many tokens before max_new_tokens, the reward falls by "
-                                    "up to 1/2; 0: none (a fifth of --max-new-tokens for dapo)")
+    max_new_tokens: int = setting(None, "longest response in tokens; a longer one is cut off")
+    temperature: float = setting(1.0, "sampling temperature; it is part of the policy that is trained")
+    filter_groups: bool = setting(False, "drop groups that are all right or all wrong and sample more prompts, up to "
+                                  "three times as many (dapo has it on)")
+    overlong_penalty: int = setting(0, "DAPO's penalty: the reward falls by up to 1/2 over so many tokens before "
+                                    "max_new_tokens; 0: none (dapo: a fifth of --max-new-tokens)")
     length_reward: float = setting(0.0, "weight of Kimi k1.5's length reward; 0: none")
 
-    tau: float = setting(None, "PMD's regularisation strength: larger is a smaller step", group="objective")
-    beta: float = setting(None, "strength of the KL penalty: RPG's, GRPO's, REINFORCE++'s")
+    tau: float = setting(None, "PMD's regularisation strength; a larger tau makes a smaller step", group="objective")
+    beta: float = setting(None, "strength of the KL penalty of RPG, GRPO and REINFORCE++")
     reference: str = setting(None, "the policy that the KL is to: the sampler, or the initial model",
                              choices=("sampler", "initial"))
-    ref_update_every: int = setting(None, "every so many optimizer steps, copy the current policy into the reference; 0: "
-                                    "never")
-    ref_update_kl: float = setting(None, "copy it when a moving average of KL(policy || reference) in nats per token "
+    ref_update_every: int = setting(None, "every so many optimizer steps, copy the current policy into the reference; "
+                                    "0: never")
+    ref_update_kl: float = setting(None, "copy it when a moving average of KL(policy || reference), in nats per token, "
                                    "passes this; 0: never")
-    ratio: str = setting(None, "what an event of RPG is: a token, or the whole response (its ratio is exact)",
+    ratio: str = setting(None, "an event of RPG is a token, or the whole response (whose ratio is exact)",
                          choices=("token", "sequence"))
-    eps_low: float = setting(None, "clipping: ratios down to 1 - eps_low")
-    eps_high: float = setting(None, "clipping: ratios up to 1 + eps_high")
-    clip_c: float = setting(None, "RPG-Style Clip: bad events move while their ratio is below clip_c")
-    leave_one_out: bool = setting(None, "a response's own reward is left out of its baseline")
-    aggregate: str = setting(None, "how the losses of events become one number, see aggregation.py; "
-                             "seq-mean-token-sum with --ratio sequence", choices=MODES)
+    eps_low: float = setting(None, "clip ratios below 1 - eps_low")
+    eps_high: float = setting(None, "clip ratios above 1 + eps_high")
+    clip_c: float = setting(None, "RPG-Style Clip: events with a negative advantage have a gradient while their ratio "
+                             "is below this")
+    leave_one_out: bool = setting(None, "leave a response's own reward out of its baseline")
+    aggregate: str = setting(None, "how the losses of events become one number, see aggregation.py; with --ratio "
+                             "sequence it is seq-mean-token-sum", choices=MODES)
 
-    steps: int = setting(None, "steps: rounds of sampling and updating", group="optimizer")
+    steps: int = setting(None, "rounds of sampling and updating", group="optimizer")
     lr: float = setting(None, "AdamW's learning rate")
-    minibatch_size: int = setting(None, "responses per optimizer step: whole groups, a divisor of all responses "
-                                  "(with --filter-groups the last one may be smaller)")
+    minibatch_size: int = setting(None, "responses per optimizer step: whole groups, and a divisor of a step's "
+                                  "responses (with --filter-groups the last minibatch may be smaller)")
     epochs: int = setting(1, "passes over a step's responses")
-    warmup_steps: int = setting(10, "optimizer steps in which the learning rate rises linearly to --lr")
-    lr_decay_steps: int = setting(None, "optimizer steps t in which the learning rate halves, as lr / (1 + t / this), "
-                                  "whatever --steps is; 0: constant, as in the papers")
+    warmup_steps: int = setting(10, "optimizer steps over which the learning rate rises linearly to --lr")
+    lr_decay_steps: int = setting(None, "after so many optimizer steps the learning rate has halved: lr / (1 + t / "
+                                  "this) at optimizer step t; 0: constant")
     weight_decay: float = setting(0.0, "AdamW's decoupled weight decay")
-    optimizer_reset: bool = setting(False, "AdamW forgets its averages at each step, as in Kimi k1.5")
+    optimizer_reset: bool = setting(False, "AdamW forgets its averages after each step, as in Kimi k1.5")
 
     seed: int = setting(0, "seed of everything random", group="run")
-    out: str = setting(None, "folder of the run, new or empty; default runs/<objective>-<time>")
-    resume: str = setting(None, "folder of a run to continue, with its own settings; only --steps may be given too")
+    out: str = setting(None, "folder of the run, new or empty (default: runs/<objective>-<time>)")
+    resume: str = setting(None, "folder of a run to go on with; its own settings hold, only --steps may be given too")
     eval_every: int = setting(None, "steps between evaluations; 0: never evaluate")
-    save_every: int = setting(None, "steps between checkpoints, and one at the end; 0: none")
+    save_every: int = setting(None, "steps between checkpoints, with one more at the end; 0: none")
 
-    device: str = setting("auto", "cpu, cuda, cuda:1, ...; auto: cuda where there is one", group="hardware")
-    dtype: str = setting("auto", "of the decoder's matrix products; weights, head and losses stay float32. auto: bfloat16 "
-                         "on a CUDA device that has it, else float32. On a CPU that multiplies bfloat16 in hardware "
-                         "(AVX512-BF16, AMX) bfloat16 may pay for a model of 0.5B; for the embedded one it does not",
+    device: str = setting("auto", "cpu, cuda, cuda:1, ...; auto: cuda where there is a device", group="hardware")
+    dtype: str = setting("auto", "precision of the decoder's matrix products; weights, head and losses stay float32. "
+                         "auto: bfloat16 on a CUDA device that has it, else float32. On a CPU that multiplies bfloat16 "
+                         "in hardware (AVX512-BF16, AMX) bfloat16 may be faster for a model of 0.5B; for the embedded "
+                         "model it is not",
                          choices=("auto", "float32", "bfloat16"))
-    micro_batch_size: int = setting(None, "responses per forward pass at most; gradients add up to the minibatch's")
-    tokens_per_microbatch: int = setting(None, "tokens per forward pass at most, padding included, the prompt of a "
-                                         "group counted once: bounds the memory of an update whatever the lengths")
-    gradient_checkpointing: bool = setting(False, "recompute activations in backward: less memory, a third more time")
+    micro_batch_size: int = setting(None, "at most so many responses per forward pass; gradients add up to the "
+                                    "minibatch's")
+    tokens_per_microbatch: int = setting(None, "at most so many tokens per forward pass, padding included, the prompt "
+                                         "of a group counted once; this bounds the memory of an update")
+    gradient_checkpointing: bool = setting(False, "compute activations again in backward: less memory, a third more "
+                                           "time")
     old_log_probs: str = setting("auto", "log-probs of the policy that sampled: the sampler's own, or recomputed by "
                                  "one more pass over the responses; auto: recomputed in bfloat16, else the sampler's",
                                  choices=("auto", "sampler", "recomputed"))
     decode: str = setting("eager", "eager: responses that have ended leave the batch; static: a cache of fixed shape; "
-                          "compiled: that through torch.compile, prompts padded to a multiple of 64, CUDA graphs on a "
-                          "GPU", choices=("eager", "static", "compiled"))
+                          "compiled: the same through torch.compile, with prompts padded to a multiple of 64 and CUDA "
+                          "graphs on a GPU", choices=("eager", "static", "compiled"))
 
 
 def groups():
@@ -129,7 +132,7 @@ def groups():
 
 
 def printable(text):
-    r"""Text for the console: control characters, which could clear the screen, as escapes; long lines cut."""
+    r"""Text for the console. Control characters, which could clear the screen, become escapes; long lines are cut."""
     shown = "".join(c if c == "\n" or c.isprintable() else c.encode("unicode_escape").decode() for c in text[:2000])
     lines = [line if len(line) <= 500 else f"{line[:500]} ... ({len(line) - 500} more characters)"
              for line in shown.split("\n")]
@@ -137,8 +140,8 @@ def printable(text):
 
 
 def fail(message):
-    r"""Ends the program for a mistake of its user: one line that says what to do, exit status 2."""
-    if parallel.rank() == 0:  # all processes find the same mistake
+    r"""Ends the program after a user's mistake: one line that says what to do, exit status 2."""
+    if parallel.rank() == 0:  # all processes find the same mistake, one prints it
         print(f"train.py: {printable(str(message)).replace(chr(10), ' ')}", file=sys.stderr)
     sys.exit(2)
 
@@ -190,7 +193,7 @@ def parse_settings(arguments=None):
 
 
 def new_settings(given):
-    r"""Settings of what was given, completed from the preset and the objective."""
+    r"""The given settings, completed from the preset and the objective."""
     settings = Settings(**given)
     if "preset" not in given and torch.cuda.is_available() and parallel.rank() == 0:
         print("the embedded task; a CUDA device was found, so --preset gsm8k would train on GSM8K")
@@ -201,7 +204,7 @@ def new_settings(given):
             users = [other for other in OBJECTIVES if name in OBJECTIVES[other].settings]
             fail(f"--{name.replace('_', '-')} is not used by {settings.objective}: leave it out, or choose one of "
                  f"{', '.join(users)}")
-    # An event that is a whole response has one loss, which a mean over tokens would divide by its length.
+    # Where an event is a whole response, a mean over tokens would divide its loss by its length.
     whole = settings.ratio == "sequence"
     defaults = {**objective.settings, "aggregate": "seq-mean-token-sum" if whole else objective.aggregate,
                 **{name: value for name, value in PRESETS[settings.preset].items()
@@ -267,5 +270,5 @@ def check(settings):
 
 
 def needs_reference(settings):
-    r"""Does the objective measure a KL to another policy than the sampler? Then a frozen copy of the model is kept."""
+    r"""Does the objective have a KL to another policy than the sampler? Then a frozen copy of the model is kept."""
     return settings.reference == "initial" and settings.beta > 0
