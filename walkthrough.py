@@ -114,8 +114,8 @@ def main(arguments):
         update = Update(int(mask.sum()))
         update.add(loss, log_probs, rollout)
         optimizer_step(policy, optimizer, update, settings, number - 1)
-        print(f"\ngradient norm {update.grad_norm:.4f}, KL(pi_old || pi_theta) {update.kl / update.num_tokens:.2e} nats "
-              f"a token before this step; AdamW takes a step of lr {settings.lr:g}")
+        print(f"\ngradient norm {update.grad_norm:.4f}, KL(pi_old || pi_theta) before this step "
+              f"{update.kl / update.num_tokens:.2e} nats a token; AdamW takes a step of lr {settings.lr:g}")
 
 
 if __name__ == "__main__":
