@@ -105,8 +105,8 @@ class Settings:
 
     device: str = setting("auto", "cpu, cuda, cuda:1, ...; auto: cuda where there is a device", group="hardware")
     dtype: str = setting("auto", "precision of the decoder's matrix products; weights, head and losses stay float32. "
-                         "auto: bfloat16 on a CUDA device that has it, else float32. On a CPU that multiplies bfloat16 in "
-                         "hardware (AVX512-BF16, AMX) bfloat16 may be faster for a model of 0.5B; for the embedded "
+                         "auto: bfloat16 on a CUDA device that has it, else float32. On a CPU that multiplies bfloat16 "
+                         "in hardware (AVX512-BF16, AMX) bfloat16 may be faster for a model of 0.5B; for the embedded "
                          "model it is not",
                          choices=("auto", "float32", "bfloat16"))
     micro_batch_size: int = setting(None, "at most so many responses per forward pass; gradients add up to the "
