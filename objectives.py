@@ -45,24 +45,12 @@ class Objective:
     source: str
 
 
-# --- PMD: one event is one response ---
+# --- what the entries of RPG share: the baseline is the group mean, as in the paper; an event is a token, or with
+# --ratio sequence a response ---
 
 def mean_baseline(rewards, rollout, s):
-    return pmd_mean_advantages(rewards, s.group_size, s.leave_one_out)
+    return pmd_mean_advantages(rewards, s.group_size, s.leave_one_out)  # [N]
 
-
-def part_baseline(rewards, rollout, s):
-    return pmd_part_advantages(rewards, s.group_size, s.tau, s.leave_one_out)
-
-
-def regression(log_probs, part, s):
-    return pmd_loss(log_probs, part.log_probs, part.advantages, part.response_mask, s.tau)  # [n]
-
-
-PMD = dict(tau=0.01, leave_one_out=False)  # the authors' scripts: tau 0.01; leave-one-out
-
-
-# --- RPG: one event is a token, or with --ratio sequence a response; the baseline is PMD-mean's, as in the paper ---
 
 def rpg(loss, **fixed):
     r"""An RPG loss as a loss of this table. Log-probs are 0 outside the mask, so their sum over T needs no mask."""
@@ -82,10 +70,10 @@ RPG = dict(beta=1e-4, reference="sampler", ratio="token", leave_one_out=False, r
 RPG_CLIP = dict(RPG, eps_low=0.2, eps_high=0.28, clip_c=10.0)  # c: the authors' scripts
 
 
-# --- what both papers compare with: one event is a token, of GSPO a response ---
+# --- what the entries of the GRPO family share ---
 
 def standardised(rewards, rollout, s):
-    return grpo_advantages(rewards, s.group_size)
+    return grpo_advantages(rewards, s.group_size)  # [N]
 
 
 def ppo_clip(log_probs, part, s):
@@ -96,9 +84,16 @@ GRPO_KL = dict(beta=1e-4, reference="initial", ref_update_every=0, ref_update_kl
 
 OBJECTIVES = {
     "pmd_mean": Objective(
-        mean_baseline, regression, "seq-mean-token-sum", PMD, "2602.05933; k1.5 eq. 3, K2"),
+        advantages=lambda rewards, rollout, s: pmd_mean_advantages(rewards, s.group_size, s.leave_one_out),  # [N]
+        loss=lambda log_probs, part, s: pmd_loss(
+            log_probs, part.log_probs, part.advantages, part.response_mask, s.tau),  # [n], an event is a response
+        aggregate="seq-mean-token-sum", settings=dict(tau=0.01, leave_one_out=False),  # tau: the authors' scripts
+        source="2602.05933; k1.5 eq. 3, K2"),
     "pmd_part": Objective(
-        part_baseline, regression, "seq-mean-token-sum", PMD, "k1.5 eq. 2 and 3"),
+        advantages=lambda rewards, rollout, s: pmd_part_advantages(rewards, s.group_size, s.tau, s.leave_one_out),
+        loss=lambda log_probs, part, s: pmd_loss(
+            log_probs, part.log_probs, part.advantages, part.response_mask, s.tau),
+        aggregate="seq-mean-token-sum", settings=dict(tau=0.01, leave_one_out=False), source="k1.5 eq. 2 and 3"),
 
     "rpg_fkl": Objective(mean_baseline, rpg(fkl_loss), "token-mean", RPG, "2505.17508 Prop. E.1"),
     "rpg_rkl": Objective(mean_baseline, rpg(rkl_loss), "token-mean", RPG, "2505.17508 Prop. E.3"),

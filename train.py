@@ -53,6 +53,8 @@ from rewards import length_reward, mixed_groups, overlong_penalty
 from rollout import concatenate, sample_rollouts, seeded
 from scoring import token_log_probs
 
+MAX_GRAD_NORM = 1.0  # longer gradients are scaled down to it, as in RPG's paper
+
 
 def train(settings):
     r"""Trains as the settings say; returns the rows of metrics.jsonl."""
@@ -71,9 +73,9 @@ def train(settings):
         if len(trained_on):
             rollout = sampled.select(trained_on)
             if recomputes_old_log_probs(settings):
+                of_sampler = rollout.log_probs
                 rollout.log_probs = log_probs_of(policy, rollout, settings)  # [N', T]
-                run.mismatch = (rollout.log_probs - sampled.select(trained_on).log_probs).abs().sum().item() / int(
-                    rollout.response_mask.sum())
+                run.mismatch = ((rollout.log_probs - of_sampler).abs().sum() / rollout.response_mask.sum()).item()
             if reference:
                 rollout.ref_log_probs = log_probs_of(reference, rollout, settings)  # [N', T]
             rollout.advantages = objective.advantages(  # [N'] or [N', T]
@@ -117,7 +119,7 @@ def optimizer_step(policy, optimizer, update, settings, steps_before):
     r"""One AdamW step on the clipped gradient; no step, and update.skipped, where loss or gradient is not finite."""
     parallel.sum_gradients(policy)
     update.sum_over_processes(policy.device)
-    update.grad_norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), settings.max_grad_norm).item()
+    update.grad_norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), MAX_GRAD_NORM).item()
     update.skipped = not (math.isfinite(update.loss) and math.isfinite(update.grad_norm))
     if update.skipped:
         return

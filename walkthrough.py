@@ -79,7 +79,7 @@ def main(arguments):
     for row in said[:, first : first + SHOWN].tolist():
         print("    ... " + " ".join(f"{tokenizer.decode([token])!r:>9s}" for token in row))
     say("rollout.response_mask", mask, "1 where a token was sampled, the end-of-sequence token included", first)
-    say("rollout.log_probs", rollout.log_probs, "log pi_old(y_t | x, y_<t) of the sampled tokens in nats: old_log_probs",
+    say("rollout.log_probs", rollout.log_probs, "log pi_old(y_t | x, y_<t) of the sampled tokens, in nats",
         first)
 
     print("\n--- 2. Verify: 1 if the answer is right, else 0  (reward_math.math_reward)\n")
@@ -98,7 +98,7 @@ def main(arguments):
 
     optimizer = torch.optim.AdamW(policy.parameters(), lr=settings.lr)
     for number in (1, 2):
-        print(f"\n--- {3 + number}. Update {number}: loss, backward, optimizer step  (objectives.py: loss; aggregation.py)")
+        print(f"\n--- {3 + number}. Update {number}: loss, backward, optimizer step  (train.backward, optimizer_step)")
         optimizer.zero_grad(set_to_none=True)
         with autocast(settings):
             log_probs = token_log_probs(policy, rollout, settings.temperature, settings.group_size)  # [N, T]
@@ -107,15 +107,15 @@ def main(arguments):
         loss.backward()
         ratio = (log_probs - rollout.log_probs).detach().exp()  # [N, T]
         say("log_probs", log_probs, "log pi_theta of the same tokens, with gradients  (scoring.token_log_probs)", first)
-        say("ratio", ratio, "w = pi_theta / pi_old of each token; 1 while the policy is the sampler, and at padding", first)
+        say("ratio", ratio, "w = pi_theta / pi_old of each token; 1 while the policy is the sampler", first)
         say("ratio of the whole response", ratio.log().sum(dim=1).exp(), "the product over its tokens")
         say("losses", losses, "of each event: a token, or a whole response", first)
         say("loss", loss, f"one number ({settings.aggregate}), whose gradient is taken")
         update = Update(int(mask.sum()))
         update.add(loss, log_probs, rollout)
         optimizer_step(policy, optimizer, update, settings, number - 1)
-        print(f"\ngradient norm {update.grad_norm:.4f}, KL(pi_old || pi_theta) {update.kl / update.num_tokens:.2e} nats a "
-              f"token before this step; AdamW takes a step of lr {settings.lr:g}")
+        print(f"\ngradient norm {update.grad_norm:.4f}, KL(pi_old || pi_theta) {update.kl / update.num_tokens:.2e} nats "
+              f"a token before this step; AdamW takes a step of lr {settings.lr:g}")
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ class Run:
     policy, tokenizer, optimizer, reference    the last one is a frozen copy of the model, or None
     problems, held_out                         training problems and those to evaluate on
     optimizer_steps, drawn                     optimizer steps and problems used so far
-    average_kl, skipped                        of the KL to the reference; updates skipped in a row
+    average_kl, skipped_in_a_row               of the KL to the reference; updates skipped
     A checkpoint keeps the last four beside weights and optimizer.
     """
 
@@ -65,15 +65,15 @@ class Run:
         self.reference = copy.deepcopy(self.policy).requires_grad_(False) if needs_reference(settings) else None
         self.optimizer = torch.optim.AdamW(self.policy.parameters(), lr=settings.lr,
                                            weight_decay=settings.weight_decay, fused=True)
-        state = dict(step=0, optimizer_steps=0, drawn=0, average_kl=0.0, skipped=0, seconds=0.0)
+        state = dict(step=0, optimizer_steps=0, drawn=0, average_kl=0.0, skipped_in_a_row=0, seconds=0.0)
         if saved:
             try:
                 state = load_state(saved[0], self.policy, self.optimizer, self.reference, names=state)
             except ValueError as error:
                 fail(error)
         self.first_step, self.seconds_before = state["step"] + 1, state["seconds"]
-        self.optimizer_steps, self.drawn, self.average_kl, self.skipped = (
-            state[name] for name in ("optimizer_steps", "drawn", "average_kl", "skipped"))
+        self.optimizer_steps, self.drawn, self.average_kl, self.skipped_in_a_row = (
+            state[name] for name in ("optimizer_steps", "drawn", "average_kl", "skipped_in_a_row"))
         if settings.resume and finished and state["step"] >= settings.steps:
             fail(f"the run in {self.out} is complete at step {state['step']}: raise --steps to go on")
         parallel.from_first(None)  # every process has looked at the folder before one of them writes to it
@@ -127,13 +127,13 @@ class Run:
     def after(self, update, step):
         r"""Counts an update, a metrics.Update. Ends the run where it cannot go on."""
         self.updates.append(update)
-        self.skipped = self.skipped + 1 if update.skipped else 0
+        self.skipped_in_a_row = self.skipped_in_a_row + 1 if update.skipped else 0
         if update.skipped:
             self.stop_if_broken(step)
-            if self.skipped >= SKIPPED_IN_A_ROW:
+            if self.skipped_in_a_row >= SKIPPED_IN_A_ROW:
                 what = "loss" if not math.isfinite(update.loss) else "gradient"
-                self.stop_not_finite(step, f"the {what} was not finite in {self.skipped} updates in a row (loss "
-                                     f"{update.loss}, gradient norm {update.grad_norm})")
+                self.stop_not_finite(step, f"the {what} was not finite in {self.skipped_in_a_row} updates in a row "
+                                     f"(loss {update.loss}, gradient norm {update.grad_norm})")
         else:  # the KL of a skipped update may be nan, and an average would stay nan
             self.average_kl = 0.9 * self.average_kl + 0.1 * update.kl_ref / max(1, update.num_tokens)
         self.optimizer_steps += 1
@@ -164,7 +164,7 @@ class Run:
         if parallel.rank() == 0:
             save_checkpoint(self.out, step, self.policy, self.tokenizer, self.optimizer, self.reference, dict(
                 optimizer_steps=self.optimizer_steps, drawn=self.drawn, average_kl=self.average_kl,
-                skipped=self.skipped, seconds=self.seconds_before + time.time() - self.started))
+                skipped_in_a_row=self.skipped_in_a_row, seconds=self.seconds_before + time.time() - self.started))
 
     def finish(self):
         r"""Writes the trained model and the picture, and prints the result."""

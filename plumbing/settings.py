@@ -94,7 +94,6 @@ class Settings:
     lr_decay_steps: int = setting(None, "after so many optimizer steps the learning rate has halved: lr / (1 + t / "
                                   "this) at optimizer step t; 0: constant")
     weight_decay: float = setting(0.0, "AdamW's decoupled weight decay")
-    max_grad_norm: float = setting(1.0, "a gradient with a larger norm is scaled down to this")
     optimizer_reset: bool = setting(False, "AdamW forgets its averages after each step, as in Kimi k1.5")
 
     seed: int = setting(0, "seed of everything random", group="run")
@@ -165,7 +164,7 @@ def default_text(field):
         usual = max(names, key=lambda value: len(names[value]))
         others = "".join(f"; {value} for {', '.join(group)}" for value, group in names.items() if value != usual)
         return f" (default: {usual}{others})"
-    return "" if field.default is None else f" (default: {field.default})"
+    return "" if field.default is None or field.type is bool else f" (default: {field.default})"
 
 
 def parse_settings(arguments=None):
@@ -246,7 +245,7 @@ def check(settings):
         value, flag = getattr(settings, field.name), f"--{field.name.replace('_', '-')}"
         if value is None or field.type not in (int, float) or field.name == "seed":
             continue
-        if field.name in ("tau", "lr", "temperature", "max_grad_norm"):
+        if field.name in ("tau", "lr", "temperature"):
             if not 0 < value < math.inf:
                 fail(f"{flag} must be a positive number, not {value}")
         elif field.name in ("eval_size", "steps", "prompts_per_step", "group_size", "minibatch_size",

@@ -41,7 +41,7 @@ def metrics(folder):
 @pytest.mark.parametrize("name", RUNS)
 def test_two_processes_do_what_one_does(runs, name):
     one, two = metrics(runs[0] / name), metrics(runs[1] / name)
-    assert len(one) == len(two) == (4 if name == "replicas" else 3)  # replicas: resumed, its last step by other processes
+    assert len(one) == len(two) == (4 if name == "replicas" else 3)  # replicas: resumed, its last step anew
     for a, b in zip(one, two):
         for key in NAMES:
             if key.startswith("seconds") or key.startswith("tokens_per") or key == "sampler_mismatch":

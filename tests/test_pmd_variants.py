@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import pmd_variants
-from baselines import grpo_loss, mixed_groups, reinforce_loss
+from baselines import grpo_loss, reinforce_loss
 from enumeration import MASK, TOKENS, gradient, random_policy, random_rewards, relative_error, token_log_probs
 from pmd_mean import pmd_loss, pmd_mean_advantages, pmd_mean_policy, pmd_part_advantages, pmd_part_policy
 from pmd_variants import (
@@ -17,6 +17,7 @@ from pmd_variants import (
     opmd_loss, optima, partition_weights, pmd_k25_loss, pmd_k25_masked_loss, pmd_residual_loss, recognise,
     regression_policy, target_policy_loss,
 )
+from rewards import mixed_groups
 
 F64 = torch.float64
 TAU, OLD, REF, REWARDS = 1.5, random_policy(1), random_policy(2), random_rewards(3)
