@@ -407,7 +407,7 @@ def main():
             token = tokenizer.decode(rollout.sequences[row, rollout.sequences.shape[1] - width + t])
             print(f"  {token!r:12s} {rollout.log_probs[row, t]:9.4f} {again[row, t]:9.4f}")
 
-    # Without a cache each token is a forward pass over all that stands before it.
+    # Without a cache each token is a forward pass over all tokens before it.
     started = time.time()
     ids = pad_left(tokenizer, [prompt])[0]  # [1, P]
     prompt_length, eos = ids.shape[1], eos_token_ids(model, tokenizer)

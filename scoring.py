@@ -124,11 +124,11 @@ def token_log_probs(model, rollout, temperature=1.0, group_size=1):
     ids, mask, decoder = rollout.sequences, rollout.attention_mask, model.get_decoder()
     targets = ids[:, P:][rollout.response_mask]  # [M], M response tokens
     if not has_plain_head(model):
-        # Whatever the model does behind the head (soft-capping, a scale) is part of its policy.
+        # What the model does after its head (soft-capping, a scale) is part of its policy.
         logits = model(input_ids=ids, attention_mask=mask, position_ids=positions(mask), use_cache=False,
                        logits_to_keep=T + 1).logits[:, :-1][rollout.response_mask].float() / temperature  # [M, V]
     else:
-        # The distribution of y_t stands at the position before y_t.
+        # The distribution of y_t is computed at the position before y_t.
         if group_size == 1 or model.is_activation_checkpointing:
             hidden = decoder(
                 input_ids=ids[:, :-1], attention_mask=mask[:, :-1], position_ids=positions(mask[:, :-1]),

@@ -8,7 +8,7 @@ r"""Reinforcement learning with verifiable rewards, as one readable loop: `pytho
                         log pi_theta(y_t | x, y_<t), with gradients                  scoring.py
                         the objective's loss of each event, summed up, backward      pmd_mean.py, aggregation.py
                         one AdamW step
-        evaluate    greedy answers to held-out problems, now and then
+        evaluate    greedy answers to held-out problems, every --eval-every steps
 
 objectives.py has one entry for each name of --objective.
 

@@ -1,32 +1,32 @@
 r"""Nine claims of the papers about their own methods, each turned into a measurement at toy scale.
 
-`python studies/claims.py --out FOLDER` measures all nine in under three minutes on one core, prints the table, and
+`python studies/claims.py --out FOLDER` measures all nine in under three minutes on one core. It prints the table and
 writes claims.md, claims.json and the pictures to FOLDER. The same command gives the same numbers: every draw is seeded.
 CLAIMS.md beside this file is its output with an introduction.
 
-Claims 1, 2, 3, 5 and 6 are statements about formulas and 7 is one about an expectation: they are computed without
-sampling, on the policy of 15 responses of enumeration.py, so that the only error is rounding. Each has a control, a
-formula that is nearly right, put through the same test: a test that the control passes too would show nothing.
-Claim 4 sums over every possible number of winners. Claims 8 and 9 are about training and are measured by training,
-with sampled gradients, many seeds, and the expected reward computed exactly at every step.
+Claims 1, 2, 3, 5 and 6 are statements about formulas. Claim 7 is one about an expectation. All six are computed without
+sampling, on the policy of 15 responses of enumeration.py, so the only error is rounding. Each has a control: a formula
+that is nearly right goes through the same test. If the control passed too, the test would show nothing. Claim 4 sums
+over every possible number of winners. Claims 8 and 9 are about training and are measured by training, with sampled
+gradients and many seeds. The expected reward is computed exactly at every step.
 
-The small world of claims 8 and 9: a run has 32 prompts with 8 features each; the next-token logits of each of the 7
-prefixes are linear in the features, so prompts share parameters as in a language model. The right response to a prompt
-is the greedy one of a random teacher of the same form; reward 1 for it, else 0. A round samples 8 responses to each
-prompt; Adam then takes `stale` steps on these samples before the next round. Events are tokens, added by token-mean,
-advantages are rewards minus the group mean, as in the RPG paper. The number of optimizer steps is the same for all.
+The small world of claims 8 and 9: a run has 32 prompts with 8 features each. The next-token logits of each of the 7
+prefixes are linear in the features, so prompts share parameters as in a language model. A random teacher of the same
+form gives the right response to a prompt, by greedy decoding. Reward is 1 for it, else 0. A round samples 8 responses
+to each prompt. Then Adam takes `stale` steps on these samples before the next round. Events are tokens, added by
+token-mean. Advantages are rewards minus the group mean, as in the RPG paper. All runs take the same number of steps.
 
-What counts was fixed before the first run:
+These definitions were fixed before the first run:
     drawdown      the largest fall of a run's exact expected reward below its own best so far, over all steps
     stable        a drawdown of at most 0.1
-    claim 8       holds if at the stalest data (64 steps on the same samples) and learning rate 0.03 the drawdown is
-                  smaller with the clip than without and the final reward no lower, both by 95 % intervals of the
-                  paired difference; in part if that is so at another of the three learning rates only
-    claim 9       helps at a beta if the paired difference of final rewards, reference updated every 64 steps minus
-                  fixed initial reference, has its interval above 0; holds if so at every beta of the grid, in part if
-                  at some
+    claim 8       looks at the stalest data, 64 steps on the same samples. It holds if at learning rate 0.03 the
+                  drawdown is smaller with the clip than without and the final reward is no lower, both by 95 %
+                  intervals of the paired difference. It holds in part if that is so only at another learning rate
+    claim 9       looks at the paired difference of final rewards, reference updated every 64 steps minus fixed initial
+                  reference. Updating helps at a beta if the interval lies above 0. The claim holds if it helps at
+                  every beta of the grid, and in part if it helps at some
 
-Intervals are 95 %. Of a mean, Student's t over the independent seeds or problems; of a share of runs, Wilson's. They
+Intervals are 95 %: Student's t over the independent seeds or problems for a mean, Wilson's for a share of runs. They
 are not adjusted for the number of comparisons.
 """
 
@@ -91,8 +91,8 @@ def interval(numbers, digits=3):
 def minimise(function, x, *data, steps=50):
     r"""Newton's method with damping, for a batch of problems at once: x [B, K], data [B, ...] -> minimisers [B, K].
 
-    function(x [K], *data) -> scalar is unchanged by a constant added to x (x are logits). It knows nothing of any
-    closed form, which is its purpose here.
+    function(x [K], *data) -> scalar does not change when a constant is added to x (x are logits). The search uses no
+    closed form: it is here to check one.
     """
     value, slope, curvature = (torch.vmap(f) for f in (function, torch.func.grad(function),
                                                        torch.func.hessian(function)))
@@ -106,7 +106,7 @@ def minimise(function, x, *data, steps=50):
         h = curvature(x, *data) + 1 / x.shape[1] + damping[:, None, None] * eye  # [B, K, K]
         new = x - torch.linalg.solve(h, g).clamp(-2, 2)  # [B, K]
         old_value, new_value = value(x, *data), value(new, *data)
-        # Near the end the value no longer shows progress, the gradient does.
+        # Near the end progress shows in the gradient only, not in the value.
         better = (new_value < old_value) | ((new_value - old_value < 1e-13)
                                             & (slope(new, *data).norm(dim=1) < g.norm(dim=1)))  # [B]
         x = torch.where(better[:, None], new, x)
@@ -115,7 +115,7 @@ def minimise(function, x, *data, steps=50):
 
 
 def random_problems(problems):
-    r"""Policies pi_t of 15 responses and rewards, at random: log-probs [B, 15] and rewards [B, 15]."""
+    r"""Random policies pi_t of 15 responses, and random rewards: log-probs [B, 15] and rewards [B, 15]."""
     log_old = torch.stack([token_log_probs(random_policy(seed)).sum(dim=1) for seed in range(problems)])
     return log_old, torch.stack([random_rewards(1000 + seed) for seed in range(problems)])
 
@@ -140,7 +140,7 @@ def claim_lambert_w(problems=20, taus=(0.1, 1.0, 10.0)):
         exact = torch.stack([pmd_mean_policy(p, r, tau)[0] for p, r in zip(log_old.exp(), rewards)])  # [B, 15]
         part = torch.stack([pmd_part_policy(p, r, tau) for p, r in zip(log_old.exp(), rewards)])  # [B, 15]
         error = max(error, (found - exact.log()).abs().max().item())
-        # Lambert's W itself, of the policy that was found: x = lam rho must solve x e^x = lam e^{A/tau}; in logs.
+        # Lambert's W of the policy that was found: x = lam rho must solve x e^x = lam e^{A/tau}. In logs.
         lam = (log_old.exp() * (log_old - found)).sum(dim=1, keepdim=True)  # [B, 1], KL(pi_t || pi)
         a = rewards - (log_old.exp() * rewards).sum(dim=1, keepdim=True)  # [B, 15]
         x = lam * (found - log_old).exp()  # [B, 15]
@@ -159,10 +159,11 @@ def claim_lambert_w(problems=20, taus=(0.1, 1.0, 10.0)):
 
 
 def duality_gap(log_p, log_old, rewards, tau, weight):
-    r"""How much E_pi[r] - tau KL(pi || pi_t) - weight chi2(pi || pi_t) could still gain by any other policy, at most.
+    r"""How much E_pi[r] - tau KL(pi || pi_t) - weight chi2(pi || pi_t) could gain by any other policy, at most.
 
-    A concave function of the probabilities lies below its tangent, so its maximum over the simplex is at most
-    max_i g_i - sum_i pi_i g_i above its value, g its gradient. All arguments [15]; a float, in units of reward.
+    A concave function of the probabilities lies below its tangent. So its maximum over the simplex is at most
+    max_i g_i - sum_i pi_i g_i above its value, where g is its gradient. Policies and rewards are [15]; the result is a
+    float in units of reward.
     """
     def value(pi):
         chi2 = (log_old.exp() * (pi / log_old.exp() - 1).square()).sum()
@@ -205,7 +206,7 @@ def claim_conservative(problems=20, taus=(0.01, 0.1, 0.3, 1.0, 10.0), points=40)
     for tau, curve in curves.items():
         shares[tau] = [(mean - p) / (part - p) for p, (mean, part, _) in zip(ps, curve)]
         turning[tau] = ps[min(range(points), key=shares[tau].__getitem__)]
-    # Rewards of any value: does the expected reward gained stay below PMD-part's?
+    # Rewards of any value: is the gain in expected reward at most PMD-part's?
     above = total = 0
     log_old, rewards = random_problems(problems)
     for tau in taus:
@@ -227,12 +228,12 @@ def claim_conservative(problems=20, taus=(0.01, 0.1, 0.3, 1.0, 10.0), points=40)
                + f". (a) largest excess {max(excess, 0):.0e}, with other rewards {above} of {total} steps longer. (b) "
                "true down to p = " + ", ".join(f"{turning[tau]:.0e} (tau {tau:g})" for tau in taus)
                + "; below that the share rises again (exact)",
-        control=f"at tau 10 the share is at least {lowest[10.0]:.3f}: nothing to be careful about, as it should be",
+        control=f"at tau 10 the share is at least {lowest[10.0]:.3f}: the two steps agree, as they should",
         verdict="does not hold" if excess > 1e-12 or above else "holds" if monotone else "holds in part",
-        note="(a) holds everywhere. (b) has a limit: where winners are so rare that "
-             "even PMD-part's step leaves them rare (p below about e^(-1/tau)), lam tends to 0 and the two steps agree "
-             "again. At the authors' tau of 0.01 no p that can occur is that small; but there PMD-mean is noticeably "
-             "the more careful only below p of about 0.03.",
+        note="(a) holds everywhere. (b) has a limit. Where p is below about e^(-1/tau), even PMD-part's step leaves "
+             "winners rare. There lam tends to 0 and the two steps agree again. At the authors' tau of 0.01 no p "
+             "that can occur is that small. But at that tau PMD-mean is clearly more careful only where p is below "
+             "about 0.03.",
         numbers=dict(excess=excess, longer=above, steps=total, turning={str(t): p for t, p in turning.items()},
                      share={str(tau): {str(p): v for p, v in row.items()} for tau, row in at.items()}),
         curves=dict(ps=ps, shares={str(t): v for t, v in shares.items()}),
@@ -242,7 +243,7 @@ def claim_conservative(problems=20, taus=(0.01, 0.1, 0.3, 1.0, 10.0), points=40)
 def group_steps(p, tau, group_size, variant):
     r"""New success probability after minimising the regression over one group, for 0 ... G winners in it: [G + 1].
 
-    The policy has two outcomes, so it is one number, found on a grid of log-odds that is refined until rounding.
+    The policy has two outcomes, so it is one number. A grid of log-odds finds it and is refined down to rounding.
     """
     rewards = (torch.arange(group_size) < torch.arange(group_size + 1)[:, None]).double()  # [G + 1, G], winners first
     if variant == "mean":
@@ -287,7 +288,7 @@ def claim_few_rollouts(ps=(0.02, 0.1, 0.3, 0.5, 0.9), taus=(0.01, 0.1, 0.3, 1.0,
         ratios = [cell[f"{kind}mean"] / cell[f"{kind}part"] for cell in chosen]
         return [sum(r < 0.99 for r in ratios), sum(0.99 <= r <= 1.01 for r in ratios), sum(r > 1.01 for r in ratios)]
 
-    # Few rollouts: so few that one expects at most two winners in a group.
+    # Few rollouts: at most two winners are expected in a group.
     few = [cell for cell in cells if cell["p"] * cell["group_size"] <= 2]
     counts = {"all": {kind: count(kind, cells) for kind in kinds}, "few": {kind: count(kind, few) for kind in kinds}}
     lines = {name: ", ".join(f"({label}) {'/'.join(map(str, chosen[kind]))}"
@@ -310,9 +311,9 @@ def claim_few_rollouts(ps=(0.02, 0.1, 0.3, 0.5, 0.9), taus=(0.01, 0.1, 0.3, 1.0,
         verdict="holds" if not any(chosen[2] for chosen in counts["all"].values())
         else "holds in part" if counts["few"][""][0] > len(few) / 2 else "does not hold",
         note="Where few winners are expected, PMD-mean's policy is never the more sensitive one. The claim does not "
-             "hold in general: with winners enough in the group PMD-part's target saturates and is the less "
-             "sensitive; and much of what PMD-mean gains is its shorter step, so that (iii) is rarely smaller. The "
-             "split by expected winners was made after the first look at the 75 cells.",
+             "hold in general. With enough winners in the group PMD-part's target saturates and is less sensitive. "
+             "And much of what PMD-mean gains comes from its shorter step, so (iii) is rarely smaller. The split by "
+             "expected winners was made after the first look at the 75 cells.",
         numbers=dict(cells=cells, counts=counts),
     )
 
@@ -423,7 +424,7 @@ def claim_grpo_bias(problems=100, steps=(0.0, 0.03, 0.1, 0.3, 1.0)):
                 row[f"{name} forward"] = ((mean - forward.flatten()).norm() / forward.norm()).item()
                 row[f"{name} variance"] = (old.exp() * (events - mean).square().sum(dim=1)).sum().item() \
                     / reverse.norm().item() ** 2
-            # Of n responses the error is bias^2 + variance / n: from this n on the corrected one is closer.
+            # With n responses the squared error is bias^2 + variance / n. From this n on the corrected one is closer.
             row["n"] = (row["corrected variance"] - row["grpo variance"]) / max(row["grpo"], 1e-12) ** 2
             rows.append(row)
         table = {key: torch.tensor([row[key] for row in rows], dtype=torch.float64) for key in rows[0]}
@@ -450,9 +451,9 @@ def claim_grpo_bias(problems=100, steps=(0.0, 0.03, 0.1, 0.3, 1.0)):
                 f"step {steps[-1]:g} it is {far['grpo_forward'][0]:.2f} from that too: neither KL",
         verdict="holds" if corrected < 1e-9 and min(result["grpo_smallest"] for result in off) > 1e-3
         else "does not hold",
-        note="Two things to know beside it. The bias against the reverse KL is there on policy already. And the weight "
-             f"costs variance: at step {steps[-1]:g} the corrected estimate is the closer one of the two from about "
-             f"{far['n_median']:.1f} responses on (median over triples; exact variances).",
+        note="Two more facts. On policy, GRPO's term already has a bias against the reverse KL. And the weight "
+             f"costs variance: at step {steps[-1]:g} the corrected estimate is closer only with more than about "
+             f"{far['n_median']:.1f} responses (median over triples; exact variances).",
         numbers={str(step): result for step, result in results.items()},
     )
 
@@ -481,13 +482,13 @@ def small_worlds(seeds, prompts=32, features=8):
 
 
 def train(loss, seeds=24, steps=384, stale=4, lr=0.03, beta=1e-4, group_size=8, reference=None, progress=None):
-    r"""Trains a run per seed, all at once, and returns what happened to each.
+    r"""Trains one run per seed, all at once, and returns what happened to each.
 
     loss(log_probs, old_log_probs, advantages, beta, ref_log_probs) is one of rpg_losses.py. reference: None, the
-    sampler; math.inf, the initial policy; a number, the policy of every so many optimizer steps.
+    sampler; math.inf, the initial policy; a number n, the policy of every n-th optimizer step.
     -> dict of reward [steps + 1, S], the exact expected reward before each step and at the end; drawdown [S];
     ratio [S], the largest pi_theta/pi_old of a sampled token; moved [S], KL(pi_final || pi_initial) in nats.
-    Seed s sees the same prompts and the same uniform numbers whatever the loss: runs can be compared in pairs.
+    Seed s has the same prompts and uniform numbers with every loss, so runs can be compared in pairs.
     """
     x, right, start = small_worlds(seeds)
     prompts = x.shape[1]
@@ -522,7 +523,7 @@ def train(loss, seeds=24, steps=384, stale=4, lr=0.03, beta=1e-4, group_size=8, 
             ref = table.detach()
         log_probs = table[rows, y]  # [N, 3]
         losses = loss(log_probs, old, advantages, beta, ref_log_probs=None if reference is None else ref[rows, y])
-        # token-mean of each run; their sum has the gradient of each, as runs share no parameter.
+        # token-mean of each run. Runs share no parameter, so their sum has the gradient of each.
         total = aggregate(losses / tokens[:, None], mask, "token-mean", num_tokens=1)
         optimizer.zero_grad()
         total.backward()
@@ -591,11 +592,12 @@ def claim_clip(seeds=24, steps=384, stales=(1, 4, 16, 64), lrs=(0.01, 0.03, 0.1)
         verdict="holds" if steadier(one) else "holds in part" if any(map(steadier, stalest.values()))
         else "does not hold",
         table=table,
-        note="The drawdown is smaller with the clip wherever there is one to speak of, and grows less as data gets "
-             "staler. But (1) hardly a run was unstable by the threshold fixed before, even without the clip, and by "
-             "that count alone the difference could be chance; (2) at the two lower learning rates, where nothing goes "
-             "wrong without it, the clip slows learning within each round (lower curves) and the final reward is "
-             "lower. Ratios go far beyond 1.28 with the clip too: it only stops an event's own gradient.",
+        note="Wherever drawdowns are noticeable, they are smaller with the clip, and they grow less as data gets "
+             "staler. But there are two limits. (1) By the threshold fixed before, hardly a run was unstable, even "
+             "without the clip. By that count alone the difference could be chance. (2) At the two lower learning "
+             "rates nothing goes wrong without the clip. There it slows learning within each round (lower curves), "
+             "and the final reward is lower. Ratios go far beyond 1.28 with the clip too: it only stops an event's "
+             "own gradient.",
         numbers=cells,
     )
 
@@ -631,10 +633,10 @@ def claim_reference(seeds=24, steps=384, betas=(1e-4, 1e-2, 1e-1, 1.0), every=64
         control="",
         verdict="holds" if all(helped) else "holds in part" if any(helped) else "does not hold",
         table=table,
-        note="At the paper's beta of 1e-4 there is nothing to gain here: the penalty is too weak to hold anything "
-             "back. At large beta a fixed reference ties the policy down, and moving it sets the policy free; the "
-             "sampler as reference, the paper's own choice, does that at every round. In these worlds drifting away "
-             "costs nothing, so the test shows what a fixed reference costs and cannot show what one is kept for.",
+        note="At the paper's beta of 1e-4 there is nothing to gain here: the penalty is too weak to matter. At "
+             "large beta a fixed reference holds the policy back, and an updated one lets it move. The sampler as "
+             "reference, the paper's own choice, is new at every round. In these worlds it costs nothing to move "
+             "far. So the test shows what a fixed reference costs, and cannot show what it is good for.",
         numbers=cells,
     )
 

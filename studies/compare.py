@@ -1,21 +1,21 @@
 r"""Compares objectives over seeds: `python studies/compare.py --objectives pmd_mean,grpo,rpg_urkl --seeds 3`.
 
-Runs `train.py` once for each objective and seed, one after the other, with that objective's own defaults; whatever this
-program does not know (`--steps 30 --lr 1e-4`) goes on to every run. It can be stopped at any time: the same command
-goes on with the run it was in, and repeats nothing that is done.
+Runs `train.py` once for each objective and seed, one after the other, with that objective's own defaults. Flags that
+this program does not know (`--steps 30 --lr 1e-4`) go to every run. It can be stopped at any time. The same command
+then goes on with the run that was stopped, and repeats no finished run.
 
-In --out: a folder for each run (see `train.py`), and
+--out then has a folder for each run (see `train.py`), and
     table.md    a line for each objective
     table.json  the same figures, with the settings of every run
     curves.png  held-out accuracy against the step, mean over seeds, and the final accuracies
 
-What the columns say, over the seeds of an objective:
+The columns, over the seeds of an objective:
     final accuracy  fraction of held-out problems answered right, greedily, at the last step: mean +- standard error
     worst seed      the lowest of these
-    steps to 80 %   the first evaluated step with an accuracy of 0.80 or more: mean; "-" where a seed never gets there
+    steps to 80 %   the first evaluated step with an accuracy of 0.80 or more: mean; "-" if a seed never gets there
     seconds to 80 % time spent in sampling and updating until then, without evaluations: mean
-    KL moved        KL(pi_final || pi_base) in nats per response, by sampling from pi_final at temperature 1 after
-                    held-out prompts, one response each: mean +- standard error
+    KL moved        KL(pi_final || pi_base) in nats per response: mean +- standard error. It is estimated from one
+                    response of pi_final, at temperature 1, to each of 256 held-out prompts
 """
 
 import argparse
@@ -32,7 +32,7 @@ from objectives import OBJECTIVES  # noqa: E402
 
 
 def read_run(folder):
-    r"""(settings, rows) of a finished run, or None: a run is finished when its model has been written."""
+    r"""(settings, rows) of a finished run, else None. A run is finished when its model has been written."""
     if not (folder / "model" / "config.json").exists():
         return None
     settings = json.loads((folder / "config.json").read_text())
@@ -40,7 +40,7 @@ def read_run(folder):
 
 
 def run_one(folder, objective, seed, extra):
-    r"""Starts the run, goes on with it, or does nothing where it is finished. Exits with its status if it fails."""
+    r"""Starts the run, or goes on with it; does nothing if it is finished. Exits with the run's status if it fails."""
     if read_run(folder):
         return
     command = [sys.executable, str(ROOT / "train.py")]
@@ -87,7 +87,7 @@ def kl_moved(folder, settings, limit=256):
 
 
 def mean_and_error(values):
-    r"""Mean and standard error of the mean; the error of a single value is not known (None)."""
+    r"""Mean and standard error of the mean. A single value has no known error: None."""
     mean = sum(values) / len(values)
     if len(values) == 1:
         return mean, None
@@ -130,7 +130,7 @@ def table(summaries):
 
 
 def draw(results, path):
-    r"""Held-out accuracy against the step, mean and range over seeds; and the final accuracies, a dot a seed."""
+    r"""Draws held-out accuracy against the step, mean and range over seeds; and final accuracies, a dot per seed."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -182,12 +182,12 @@ def main(arguments=None):
             parser.error(f"{flag.split('=')[0]} is given by this program: leave it out; see --objectives and --seeds")
 
     known.out.mkdir(parents=True, exist_ok=True)
-    flags = known.out / "flags.json"  # runs with other settings do not belong in one table
+    flags = known.out / "flags.json"  # runs with different settings do not belong in one table
     if flags.exists() and json.loads(flags.read_text()) != extra and any(known.out.glob("*-seed*/config.json")):
         parser.error(f"{known.out} holds a comparison with other flags, {flags.read_text()}: use another --out")
     flags.write_text(json.dumps(extra))
     results = {}
-    for seed in range(known.seeds):  # seed by seed, so that a comparison that is stopped early is still one
+    for seed in range(known.seeds):  # seed by seed, so that an early stop leaves a comparison too
         for objective in objectives:
             folder = known.out / f"{objective}-seed{seed}"
             run_one(folder, objective, seed, extra)

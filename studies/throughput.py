@@ -1,12 +1,13 @@
 r"""What sampling and updating cost, in one run: `python studies/throughput.py --out studies/results/benchmarks`.
 
-1. Sampling 32 prompts x 8 responses of the embedded model, against transformers' `generate` on the same prompts, in
-   float32 and in bfloat16 each, taking turns; the ratio is that of the fastest of each.
-2. Tokens per second of sampling and of an update (forward and backward), and the share of this machine's peak: the
-   floating-point operations of the matrix products (2 for each weight and token forward, 6 with backward, attention
-   not counted) by the time, against those of a large matrix product, measured in the same run.
-3. The same as the group, the response and the model grow, one at a time. Models of these sizes have random weights and
-   a vocabulary of 1,024; responses run to max_new_tokens, but for an end-of-sequence drawn by chance.
+1. Sampling 32 prompts x 8 responses of the embedded model, against transformers' `generate` on the same prompts. Both
+   run in float32 and in bfloat16, taking turns. The ratio compares the faster precision of each.
+2. Tokens per second of sampling and of an update (forward and backward), and their share of this machine's peak.
+   The share is floating-point operations per second of the matrix products, divided by those of one large matrix
+   product that is measured in the same run. Operations: 2 for each weight and token forward, 6 with backward;
+   attention is not counted.
+3. The same for larger groups, responses and models, one at a time. These models have random weights and a vocabulary of
+   1,024. Their responses run to max_new_tokens, unless an end-of-sequence is drawn by chance.
 """
 
 import argparse
@@ -39,7 +40,7 @@ def seconds_of(function):
 
 
 def matmul_peak(size=1536, repeats=8):
-    r"""Floating-point operations per second of a float32 matrix product, the best of some."""
+    r"""Floating-point operations per second of a float32 matrix product, the best of `repeats`."""
     a, b = torch.randn(size, size), torch.randn(size, size)
     return 2 * size**3 / min(seconds_of(lambda: a @ b)[0] for _ in range(repeats))
 
@@ -60,7 +61,7 @@ def one_update(model, optimizer, rollout, rows, settings):
 
 
 def measure(model, tokenizer, prompts, group_size, max_new_tokens, peak, repeats=5):
-    r"""A row of the table: medians over some repeats, after one that is not counted."""
+    r"""A row of the table: medians over `repeats`, after one that is not counted."""
     settings = parse_settings(["--preset", "tiny", "--group-size", str(group_size), "--prompts-per-step",
                                str(len(prompts)), "--minibatch-size", str(group_size * len(prompts)),
                                "--micro-batch-size", "1024", "--max-new-tokens", str(max_new_tokens),
@@ -76,7 +77,7 @@ def measure(model, tokenizer, prompts, group_size, max_new_tokens, peak, repeats
         updating.append(seconds_of(lambda: one_update(model, optimizer, rollout, rows, settings))[0])
     prompt_tokens = int(rollout.attention_mask.sum() - rollout.response_mask.sum()) // group_size
     response_tokens = int(rollout.response_mask.sum())
-    # Tied weights: the embedding's matrix is multiplied once, by the head.
+    # Tied weights: the embedding's matrix is multiplied once, in the head.
     weights = sum(parameter.numel() for parameter in model.parameters() if parameter.dim() > 1)
     work = 2 * weights * (prompt_tokens + response_tokens)
     sampling, updating = statistics.median(sampling[1:]), statistics.median(updating[1:])

@@ -1,13 +1,13 @@
 r"""One iteration of train.py against one of TRL's GRPOTrainer: `python studies/vs_trl.py`.
 
-An iteration: 256 responses (32 prompts x 8, up to 72 tokens, temperature 1), verified, then 4 AdamW steps of 64
-responses with GRPO's loss without a KL term. Both start from the embedded model, on the embedded problems, with one
-learning rate.
-They take turns in one process, iteration by iteration, so that whatever else the machine does slows both.
+An iteration samples 256 responses (32 prompts x 8, up to 72 tokens, temperature 1) and verifies them. Then it takes 4
+AdamW steps of 64 responses with GRPO's loss without a KL term. Both start from the embedded model, on the embedded
+problems, with the same learning rate. They take turns in one process, iteration by iteration. So anything else that the
+machine does slows both.
 
 TRL's time is that of its own training steps, between on_step_begin and on_step_end, without data loading, logging or
-saving; ours is that of sampling, verifying and updating. Neither evaluates. The first iteration of each is left out, as
-both allocate in it. TRL generates with transformers' `generate`, its default; vLLM needs a GPU.
+saving. Ours is that of sampling, verifying and updating. Neither evaluates. The first iteration of each is left out, as
+both allocate memory in it. TRL generates with transformers' `generate`, its default; vLLM needs a GPU.
 
     pip install -r studies/requirements.txt      (TRL is pinned there)
 """
@@ -34,7 +34,7 @@ from reward_math import math_reward  # noqa: E402
 
 
 def our_iterations(settings):
-    r"""Yields the seconds of one iteration after another, (rollout, update)."""
+    r"""Yields the seconds of each iteration as (rollout, update)."""
     model, tokenizer = load_model(settings, settings.model)
     objective = OBJECTIVES[settings.objective]
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=0.0, fused=True)
@@ -75,7 +75,7 @@ def main():
     steps = settings.prompts_per_step * settings.group_size // settings.minibatch_size  # of TRL in an iteration
 
     class TakeTurns(TrainerCallback):
-        r"""Sums the seconds of TRL's steps; after each of its iterations it is our turn."""
+        r"""Sums the seconds of TRL's steps. After each of its iterations ours runs."""
 
         seconds = started = 0.0
 
