@@ -309,13 +309,13 @@ def unused(function, cases, parameters):
 
 
 def mixes_rows(function, result, case):
-    r"""Do the first rows (a group, a response) get something else when the others are left out?"""
+    r"""Do the last rows (a group, a response) get something else when the others are left out?"""
     if not case.unit or not isinstance(result.value, torch.Tensor):
         return False
-    first = [arg[:case.unit] if isinstance(arg, torch.Tensor) and len(arg) == len(case.args[0]) else arg
+    last = [arg[-case.unit:] if isinstance(arg, torch.Tensor) and len(arg) == len(case.args[0]) else arg
              for arg in case.args]
-    alone = run(function, replace(case, args=tuple(first), gradient=None, constants=()))
-    return isinstance(alone.value, torch.Tensor) and not same(alone.value, result.value[:case.unit], 1e-5, case.atol)
+    alone = run(function, replace(case, args=tuple(last), gradient=None, constants=()))
+    return isinstance(alone.value, torch.Tensor) and not same(alone.value, result.value[-case.unit:], 1e-5, case.atol)
 
 
 def evidence(result, case):
@@ -400,7 +400,7 @@ def diagnose(name, function, cases):
         if said:
             return said + "." + seen(case), True
         if mixes_rows(function, result, case):
-            return (f"the first {case.unit} row{'s get' if case.unit > 1 else ' gets'} something else when the other "
+            return (f"the last {f'{case.unit} rows get' if case.unit > 1 else 'row gets'} something else when the other "
                     f"rows are left out: the wrong axis, or a sum over too much.{seen(case)}"), True
     result, case = failing[0]
     if kind(result.value) in ("a number", "a tensor of floats") and not any(r.error for r, _ in failing):
@@ -433,6 +433,6 @@ def check(solution, name, cases):
     if empty:  # outside the except, or pytest would show two failures
         from course import EXERCISES
 
-        fail(f"{name}: empty. {EXERCISES[name].read}")
+        fail(f"{name}: empty. {EXERCISES[name].read}.")
     if said:
         fail(f"{name}: {said[0]}")

@@ -199,9 +199,9 @@ def _bisected(old, rewards, tau, too_small, centre=None):
     r"""pmd_mean_policy by two bisections; too_small(pi_t, rho): lam must rise."""
     a = (rewards - ((old * rewards).sum() if centre is None else centre)).double() / tau
     low, high = torch.zeros((), dtype=torch.float64), a.max()
-    for _ in range(100):
+    for _ in range(60):
         lam, bottom, top = (low + high) / 2, torch.full_like(a, -1.1e3), torch.full_like(a, 1.1e3)
-        for _ in range(100):
+        for _ in range(60):
             s = (bottom + top) / 2
             bottom, top = torch.where(s + lam * s.exp() < a, s, bottom), torch.where(s + lam * s.exp() < a, top, s)
         low, high = (lam, high) if too_small(old, s.exp()) else (low, lam)

@@ -209,7 +209,7 @@ UNSEEN = {
     ],
     "grpo_advantages": [
         ("mean", lambda r, G: (lambda x: torch.where(x.amax(1, keepdim=True) > x.amin(1, keepdim=True), x / x.std(
-            1, keepdim=True), 0.0).reshape(-1))(_groups(r, G))),
+            1, keepdim=True, correction=min(1, G - 1)), 0.0).reshape(-1))(_groups(r, G))),
         ("other rows", lambda r, G: torch.where(r.max() > r.min(), (r - r.mean()) / r.std(), 0.0) if len(r) > 2 or G > 1
             else torch.zeros(len(r))),
         ("range|spread|max - min|standard deviation", lambda r, G: (lambda x: ((x - x.mean(1, keepdim=True)) / (
