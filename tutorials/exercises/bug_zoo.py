@@ -146,7 +146,8 @@ BUGS = [
         "stop-gradient missing", "rpg_losses", "reinforce_urkl_loss"),
     row("z37", "easy", "the sequence ratio is the product of the token ratios: 1/|o| is missing",
         "sum for the mean in the sequence ratio", "baselines", "gspo_loss"),
-    row("z38", "medium", "what stands at padding reaches the loss: 0 * nan is nan", "nan times a mask of 0", "baselines",
+    row("z38", "medium", "what stands at padding reaches the loss: 0 * nan is nan", "nan times a mask of 0",
+        "baselines",
         "gspo_loss"),
     Bug("z39", 0, "medium", "at u = 0 a token of probability 0 is drawn", "rollout", "inverse_cdf", "right=True",
         "right=False"),
@@ -166,14 +167,16 @@ HINTS = {  # what input or measurement would show it
     "z15": "the tensor that you passed in, afterwards", "z16": "leave-one-out with one winner and a small tau",
     "z17": "leave-one-out with one winner and a smaller tau", "z18": "a response that has become more likely",
     "z19": "ratios outside the clip, for both signs of the advantage", "z20": "a bad event that became likely",
-    "z21": "the gradient of the penalty, far from the reference", "z22": "the expected gradient of the penalty on policy",
+    "z21": "the gradient of the penalty, far from the reference", "z22": "the expected gradient of the penalty on "
+                                                                         "policy",
     "z23": "a token that became likelier than under the reference", "z24": "a value worked by hand",
     "z25": "the gradient, event by event, and not the value", "z26": "a log-ratio of 15", "z27": "float16 log-probs",
     "z28": "a reference that is not the sampler", "z29": "a batch cut in two, with unequal numbers of tokens",
     "z30": "two responses of different lengths: the weight of one token", "z31": "a response without a token",
     "z32": "which problems an epoch visits", "z33": "the same batch in one and in several microbatches",
     "z34": "a bad event with a ratio above c", "z35": "a large beta and a ratio far from 1",
-    "z36": "the gradient, event by event, and not the value", "z37": "token ratios 4 and 1", "z38": "nan behind the end",
+    "z36": "the gradient, event by event, and not the value", "z37": "token ratios 4 and 1", "z38": "nan behind the "
+                                                                                                    "end",
     "z39": "an impossible first token, and the lowest uniform number", "z40": "two events with different ratios",
 }
 

@@ -2,7 +2,8 @@ r"""Are the graders right? They must pass the project's own functions, and never
 
 Three sets of mistakes, each with what a grader says about it:
     known      wrong_answers.py and FACTS below: the graders were written from these
-    unseen     tutorials/tests/unseen_mistakes.py: only to test the graders
+    unseen     tutorials/tests/unseen_mistakes.py: only to test the graders; of these, fresh are the ones that were written
+               last, with the graders finished
     generated  tutorials/tests/mutants.py: every small change of a model answer
 A mistake is accepted (the grader passes it), named (a cause or a fact about all that fails), or not named (the first
 case that fails, in numbers). A cause is false where it does not hold for other inputs than the grader's, or where the
@@ -33,7 +34,7 @@ import model_answers  # noqa: E402
 from grading import NOT_COMPARED, agree, diagnose, run  # noqa: E402
 from mutants import mutants  # noqa: E402
 from reference import SOLUTIONS  # noqa: E402
-from unseen_mistakes import UNSEEN  # noqa: E402
+from unseen_mistakes import FRESH, UNSEEN  # noqa: E402
 from wrong_answers import WRONG  # noqa: E402
 
 EXERCISES = [(topic, name) for topic, functions in SOLUTIONS.items() for name in functions]
@@ -122,7 +123,9 @@ def in_place(rewards, group_size):
 
 def leaky(name):
     r"""The model answer with its detach taken out."""
-    return next(mutant for what, mutant in mutants(getattr(model_answers, name)) if what.endswith(".detach()  ->  " + what.split(".detach()")[0]))
+    changes = mutants(getattr(model_answers, name))
+    return next(mutant for what, mutant in changes
+                if what.endswith(".detach()  ->  " + what.split(".detach()")[0]))
 
 
 def half(log_probs, old_log_probs, advantages, beta, ref_log_probs=None):
@@ -220,7 +223,7 @@ FACTS = [  # (exercise, answer, what the grader must say): no known mistakes, bu
 
 def report():
     r"""{set: Counter of what the graders do}, and a line for each failure."""
-    counts, lines = {name: Counter() for name in ("known", "unseen", "generated")}, []
+    counts, lines = {name: Counter() for name in ("known", "unseen", "fresh", "generated")}, []
 
     def note(which, verdict, *more):
         counts[which][verdict] += 1
@@ -242,6 +245,9 @@ def report():
                 matches = re.search(words, said.split("\n  Seen in")[0])
                 result = "named" if matches else "false" if result == "named" else "not named"
             note("unseen", result, f"{name} {number}", words, said)
+    for name, wrong in FRESH.items():
+        result, said = judge(name, wrong)
+        note("fresh", result, name, said)
     for _, name in EXERCISES:
         if name not in OWN_GRADER:
             for what, wrong in mutants(getattr(model_answers, name)):

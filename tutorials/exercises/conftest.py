@@ -1,4 +1,7 @@
-r"""`pytest tutorials/exercises` grades ex01_*.py to ex08_*.py; `--hint` adds hints, `--solutions reference` grades ours."""
+r"""`pytest tutorials/exercises` grades ex01_*.py to ex08_*.py; `--hint` adds hints.
+
+`--solutions reference` grades the project's own functions.
+"""
 
 import importlib
 import types

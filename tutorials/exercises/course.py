@@ -7,7 +7,7 @@ NOTEBOOKS = {1: "01_verifiable_rewards", 2: "02_rollouts", 3: "03_policy_gradien
 
 
 class Exercise(NamedTuple):
-    level: str  # easy: a line or two from the definition; medium: a trap or a derivation; hard: both, or a small program
+    level: str  # easy: from the definition; medium: a trap or a derivation; hard: both, or a small program
     points: int
     tutorial: int
     section: str  # a heading of that notebook
@@ -22,7 +22,7 @@ TOPICS = {
     "ex01_rewards": {
         "extract_answer": Exercise(
             "easy", 3, 1, "Extraction: one place, one answer",
-            "str.rpartition cuts at the last marker, and tells whether there was one. An answer is text: keep its minus."),
+            "str.rpartition cuts at the last marker, tells whether there was one. An answer is text: keep its minus."),
         "is_equivalent": Exercise(
             "medium", 4, 1, "Equivalence: the same number, exactly",
             'fractions.Fraction reads "0.75" and "3/4" exactly, and raises ValueError or ZeroDivisionError otherwise.'),
@@ -33,7 +33,7 @@ TOPICS = {
             "reshape(-1, group_size), amin and amax with keepdim; torch.where twice; nothing may divide by zero."),
     },
     "ex02_rollouts": {
-        "pad_left": Exercise("easy", 2, 2, "The layout of a batch", "Build the mask from lengths, not from the tokens."),
+        "pad_left": Exercise("easy", 2, 2, "The layout of a batch", "Build the mask from lengths, not from tokens."),
         "positions": Exercise("easy", 2, 2, "The layout of a batch", "cumsum along the row, minus one; -1 is no "
                               "position."),
         "response_mask": Exercise(
@@ -78,8 +78,8 @@ TOPICS = {
     "ex05_pmd_mean": {
         "pmd_part_policy": Exercise(
             "medium", 3, 5, "One step of mirror descent",
-            "The derivative gives r - tau (log(pi/pi_t) + 1) = const. So pi is pi_t e^(r/tau), normalised: a softmax of "
-            "log pi_t + r/tau does not overflow."),
+            "The derivative gives r - tau (log(pi/pi_t) + 1) = const. So pi is pi_t e^(r/tau), normalised: a softmax "
+            "of log pi_t + r/tau does not overflow."),
         "pmd_part_advantages": Exercise(
             "medium", 4, 5, "Why Z is hard",
             "The log of a mean is the logsumexp minus log G. As tau grows A becomes r minus the mean."),
@@ -97,9 +97,9 @@ TOPICS = {
             "medium", 3, 6, "The weight of each",
             "d(pi)/d(log pi) = pi. So sum pi_theta f becomes E_old[w (f + f')] with f' the derivative of f by log "
             "pi_theta, and sum pi_ref f becomes E_old[q f']."),
-        "rkl_loss": Exercise("medium", 3, 6, "The weight of each", "KL(pi_theta || pi_ref) = E_old[w l]. The + 1 of the "
+        "rkl_loss": Exercise("medium", 3, 6, "The weight of each", "KL(pi_theta || pi_ref) = E_old[w l]. The + 1 of "
                              "weight comes from differentiating l: do not detach it."),
-        "ufkl_loss": Exercise("medium", 3, 6, "The weight of each", "KL(pi_ref || pi_theta) = E_old[-q l], and the mass "
+        "ufkl_loss": Exercise("medium", 3, 6, "The weight of each", "KL(pi_ref || pi_theta) = E_old[-q l]; the mass "
                               "term adds sum (pi_theta - pi_ref). Three terms of D, in w, q and l."),
         "urkl_loss": Exercise("medium", 3, 6, "Mass terms", "RKL's loss with one more term: sum (pi_ref - pi_theta) is "
                               "E_old[q - w], and theta does not change q."),
@@ -109,15 +109,15 @@ TOPICS = {
     "ex07_off_policy": {
         "ppo_clip_loss": Exercise(
             "medium", 3, 7, "Clip regions of Alg. 1 and 2",
-            "-min(w A, clip(w, 1 - eps_low, 1 + eps_high) A). Write down the four corners (sign of A, w small or large) "
-            "and check which of the two is the minimum in each."),
+            "-min(w A, clip(w, 1 - eps_low, 1 + eps_high) A). Write down the four corners (sign of A, w small or "
+            "large) and check which of the two is the minimum in each."),
         "dual_clip_loss": Exercise(
             "hard", 5, 7, "Clip regions of Alg. 1 and 2",
             "Detach Ahat: then the gradient of -w Ahat is -w Ahat. Its sign decides, not that of A. Ahat >= 0: PPO's "
             "clip; Ahat < 0: the smaller of that and -c Ahat. torch.maximum, torch.minimum, torch.where."),
         "gspo_loss": Exercise("medium", 3, 7, "Why samples are never quite on policy",
-                              "s = exp of the mean over the response's tokens of log w: no product, no arithmetic mean. "
-                              "Then ppo_clip_loss with s."),
+                              "s = exp of the mean over the response's tokens of log w: no product, no arithmetic mean."
+                              " Then ppo_clip_loss with s."),
     },
     "ex08_whole_run": {
         "certificate": Exercise(
@@ -126,15 +126,15 @@ TOPICS = {
             "loss(...)).sum() and of objective(...). The sampler's probabilities are constants."),
         "collapsing_loss": Exercise(
             "medium", 2, 3, "Variance: which constant is best?",
-            "Every reward is positive. What does a loss without a baseline do to any response that happens to be drawn? "
-            "And with stale samples?"),
+            "Every reward is positive. What does a loss without a baseline do to any response that happens to be drawn?"
+            " And with stale samples?"),
         "mended_loss": Exercise("medium", 3, 7, "Never refreshed: where does each loss come to rest?",
                                 "Subtract the mean of the rewards given: half of what is drawn must lose."),
         "new_advantages": Exercise("easy", 2, 3, "The group mean, and what it costs",
                                    "The baseline of a response must not depend on its own reward."),
         "new_loss": Exercise("hard", 5, 5, "The regulariser that was there all the time",
-                             "Each sum over pi or pi_old is an expectation under pi_old of something in w: w A, w log w "
-                             "and (w - 1)^2."),
+                             "Each sum over pi or pi_old is an expectation under pi_old of something in w: w A, "
+                             "w log w and (w - 1)^2."),
     },
 }
 EXERCISES = {name: exercise for exercises in TOPICS.values() for name, exercise in exercises.items()}

@@ -7,7 +7,7 @@ import torch
 
 
 def pmd_part_policy(old_probs, rewards, tau):
-    r"""The policy that maximises E_pi[r] - tau KL(pi || pi_t): derive it, with a multiplier for sum pi = 1 (k1.5 eq. 2).
+    r"""The policy that maximises E_pi[r] - tau KL(pi || pi_t): derive it, a multiplier for sum pi = 1 (k1.5 eq. 2).
 
     old_probs: pi_t [K] summing to 1, rewards [K], tau > 0 in units of reward -> probs [K] summing to 1. It must not
     overflow at tau = 0.001.
@@ -44,7 +44,7 @@ def pmd_loss(log_probs, old_log_probs, advantages, mask, tau):
 
 
 def pmd_mean_policy(old_probs, rewards, tau):
-    r"""What the regression with A = r - E_{pi_t}[r] converges to: the policy that minimises E_{pi_t}[(A - tau log rho)^2].
+    r"""What the regression with A = r - E_{pi_t}[r] ends at: the policy that minimises E_{pi_t}[(A - tau log rho)^2].
 
     rho = pi / pi_t, and sum pi = 1, that is E_{pi_t}[rho] = 1. Derive the equation of each rho with a multiplier mu for
     that condition. With lam = mu / (2 tau^2) it has two terms on the left, and lam = KL(pi_t || pi).

@@ -22,7 +22,7 @@ import torch
 
 
 def kl_weight(kl, advantages, beta, w, l, q):
-    r"""The weight of grad log pi_theta in grad J at a sample of pi_old: grad J = E_{pi_old}[weight * grad log pi_theta].
+    r"""The weight of grad log pi_theta in grad J at a sample of pi_old: grad J = E_old[weight * grad log pi_theta].
 
     kl: "fkl", "rkl", "ufkl" or "urkl"; advantages, w, l, q [N] -> [N].
 
@@ -51,7 +51,7 @@ def ufkl_loss(log_probs, old_log_probs, advantages, beta, ref_log_probs=None):
 
 
 def urkl_loss(log_probs, old_log_probs, advantages, beta, ref_log_probs=None):
-    r"""The differentiable loss for D = UKL(pi_theta || pi_ref), without the term that theta does not change (Prop. 3.6).
+    r"""The differentiable loss for D = UKL(pi_theta || pi_ref), without the term that theta leaves alone (Prop. 3.6).
 
     Worked: pi_theta 0.4, pi_old = pi_ref = 0.2, A = 1, beta = 0.1: -2.061.
     Level: medium.

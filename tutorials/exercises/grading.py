@@ -1,7 +1,7 @@
 r"""How the graders judge: they compare, and where something differs they say what it is, if they know.
 
-A grader (a test in test_ex*.py) is a list of cases, run on the student's function. `diagnose` then looks, in this order:
-1. arguments changed in place, types, shapes and dtypes: facts;
+A grader (a test in test_ex*.py) is a list of cases, run on the student's function. `diagnose` then looks, in this
+order: 1. arguments changed in place, types, shapes and dtypes: facts;
 2. known mistakes (wrong_answers.py): named only where they give the same results in EVERY case, and where more than one
    True, False or None speaks for it; then exceptions;
 3. facts that hold in every case that fails: the gradient right and the value not, the reverse, a sign, a factor, an
@@ -144,7 +144,7 @@ def short(x):
         return text.replace("True", "1").replace("False", "0") if x.dtype == torch.bool else text
     if isinstance(x, (tuple, list)) and any(isinstance(y, torch.Tensor) for y in x):
         return "(" + ", ".join(map(short, x)) + ")"
-    text = repr(rounded(x))
+    text = x.__name__ if callable(x) else repr(rounded(x))
     return text if len(text) <= 60 else text[:57] + "..."
 
 
@@ -380,8 +380,8 @@ def diagnose(name, function, cases):
             f". In the gradient {said}" if said else "") + "." + seen(case, "the gradient")), True
     if values and not gradients and all(c.gradient is not None for _, c in values):
         said = one_factor([(r.value, c.wanted) for r, c in values], [c for _, c in values])
-        return (f"the gradient is right and the value is not: {said or difference(values[0][0].value, values[0][1].wanted)}"
-                f".{seen(case)}"), True
+        said = said or difference(values[0][0].value, values[0][1].wanted)
+        return f"the gradient is right and the value is not: {said}.{seen(case)}", True
     pairs = [(r.value, c.wanted) for r, c in values] + slopes
     of = [c for _, c in values] + [c for _, c in gradients]
     if all(c.wanted is not ValueError for c in of):
@@ -400,8 +400,8 @@ def diagnose(name, function, cases):
         if said:
             return said + "." + seen(case), True
         if mixes_rows(function, result, case):
-            return (f"the last {f'{case.unit} rows get' if case.unit > 1 else 'row gets'} something else when the other "
-                    f"rows are left out: the wrong axis, or a sum over too much.{seen(case)}"), True
+            return (f"the last {f'{case.unit} rows get' if case.unit > 1 else 'row gets'} something else when the "
+                    f"other rows are left out: the wrong axis, or a sum over too much.{seen(case)}"), True
     result, case = failing[0]
     if kind(result.value) in ("a number", "a tensor of floats") and not any(r.error for r, _ in failing):
         names = unused(function, [c for c in cases if not c.extra], parameters)

@@ -22,7 +22,8 @@ def test_positions(solution):
         Case((torch.tensor([[0, 0, 1, 1, 1]]),), torch.tensor([[0, 0, 0, 1, 2]]), "the worked case"),
         Case((torch.tensor([[0, 1, 1, 1, 1], [1, 1, 1, 1, 1], [0, 0, 0, 0, 1]]),),
              torch.tensor([[0, 0, 1, 2, 3], [0, 1, 2, 3, 4], [0, 0, 0, 0, 0]]), "three rows",
-             unit=1, events=["there is padding", *["a real token stands behind padding"] * 4, *["there is no padding in the row"] * 5,
+             unit=1, events=["there is padding", *["a real token stands behind padding"] * 4, *["there is no padding "
+                                                                                                "in the row"] * 5,
                      *["there is padding"] * 4, "a real token stands behind padding"]),
     ])
 
@@ -32,10 +33,12 @@ def test_response_mask(solution):
     check(solution, "response_mask", [
         Case((torch.tensor([[4, 9, 4, 9]]), [9]), torch.tensor([[1, 1, 0, 0]]) == 1, "the worked case"),
         Case((tokens, [9]), torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1], [1, 0, 0, 0], [1, 1, 1, 1], [1, 0, 0, 0]]) == 1,
-             "one eos", unit=1, events=[*map({"a": "a token stands before the first eos", "e": "the first eos stands", "b":
+             "one eos", unit=1, events=[*map({"a": "a token stands before the first eos", "e": "the first eos stands",
+                                              "b":
                                       "a token stands behind the first eos", "n": "a row has no eos"}.get,
                                      "aebbnnnnebbbaaaeebbb")]),
-        Case((tokens, [9, 7]), torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1], [1, 0, 0, 0], [1, 1, 1, 0], [1, 0, 0, 0]]) == 1,
+        Case((tokens, [9, 7]), torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1], [1, 0, 0, 0], [1, 1, 1, 0], [1, 0, 0,
+                                                                                                      0]]) == 1,
              "two kinds of eos"),
     ])
 

@@ -20,7 +20,8 @@ def test_reinforce_loss(solution):
     for why, x, a in (("one event per response", log_probs[0], advantages), ("3 tokens of 3 responses", log_probs,
                       advantages[:, None]), ("3 tokens of 2 responses", log_probs[:2], advantages[:2, None])):
         pi, across = x.exp(), advantages[:x.shape[-1]].expand_as(x)
-        cases.append(Case((x, advantages[:len(x)]), -a * x, why, (-a).expand_as(x).clone(), terms={} if x.dim() == 1 else
+        cases.append(Case((x, advantages[:len(x)]), -a * x, why, (-a).expand_as(x).clone(),
+                          terms={} if x.dim() == 1 else
                           {"A": -a.expand_as(x), "A pi": -a * pi, "a constant": torch.ones_like(x), "pi": pi} | (
                               {"A of another response": -across} if len(x) == 3 else {})))
     check(solution, "reinforce_loss", cases + [Case((log_probs, advantages), constants=(1,), extra=True)])
@@ -40,7 +41,8 @@ def group_terms():
     columns = [mean(row[i] for row in GROUPS) for i in range(4)]
     return {"the reward": torch.tensor(REWARDS, dtype=torch.float64), "a constant": each(lambda row: 1.0),
             "the mean of its group": each(mean), "the median of its group (torch.median)": each(
-                lambda row: sorted(row)[1]), "the largest of its group": each(max), "the lowest of its group": each(min),
+                lambda row: sorted(row)[1]), "the largest of its group": each(max),
+                "the lowest of its group": each(min),
             "the mean of its column in reshape(-1, G)": torch.tensor(columns * 7, dtype=torch.float64)}
 
 
@@ -49,7 +51,8 @@ def test_group_mean_advantages(solution):
     wanted = r - each(mean)
     check(solution, "group_mean_advantages", [
         Case((torch.tensor([1.0, 0, 0, 0]), 4), torch.tensor([0.75, -0.25, -0.25, -0.25]), "the worked number"),
-        Case((torch.tensor([1.0, 0, 1, 1, 0, 1]), 2), torch.tensor([0.5, -0.5, 0, 0, -0.5, 0.5]), "three groups of 2", unit=2),
+        Case((torch.tensor([1.0, 0, 1, 1, 0, 1]), 2), torch.tensor([0.5, -0.5, 0, 0, -0.5, 0.5]), "three groups of 2",
+             unit=2),
         Case((torch.tensor([1.0, 1, 1, 0, 0, 0]), 3), torch.zeros(6), "no group has two kinds of rewards"),
         Case((r, 4), wanted, "seven groups of 4", unit=4, terms=group_terms()),
     ])
@@ -62,7 +65,8 @@ def test_leave_one_out_advantages(solution):
     check(solution, "leave_one_out_advantages", [
         Case((torch.tensor([1.0, 0, 0, 0]), 4), torch.tensor([1, -1 / 3, -1 / 3, -1 / 3]), "the worked number",
              factors={sentence: 3 / 4}),
-        Case((torch.tensor([1.0, 0, 0.5, 1, 1, 1]), 3), torch.tensor([0.75, -0.75, 0, 0, 0, 0]), "two groups of 3", unit=3,
+        Case((torch.tensor([1.0, 0, 0.5, 1, 1, 1]), 3), torch.tensor([0.75, -0.75, 0, 0, 0, 0]), "two groups of 3",
+             unit=3,
              factors={sentence: 2 / 3}),
         Case((r, 4), wanted, "seven groups of 4", unit=4, terms=group_terms(), factors={sentence: 3 / 4}),
     ])
@@ -88,10 +92,12 @@ def test_grpo_advantages(solution):
         Case((torch.tensor([1.0, 0, 0, 0]), 4), torch.tensor([1.5, -0.5, -0.5, -0.5]), "the worked number",
              factors=biased(4)),
         Case((torch.tensor([1.0, 1, 0, 0, 0, 1]), 3), torch.tensor([third, third, -2 * third, -third, -third,
-                                                                    2 * third]), "two groups of 3", unit=3, factors=biased(3)),
+                                                                    2 * third]), "two groups of 3", unit=3,
+                                                                    factors=biased(3)),
         Case((r, 4), wanted, "seven groups of 4", unit=4, terms=terms, factors=biased(4)),
         Case((torch.tensor([0.5005, 0.5]), 2), torch.tensor([1.0, -1.0]) / math.sqrt(2),
-             "0.5005 and 0.5 are a spread like any other (perhaps an epsilon in the denominator)", atol=1e-3, extra=True),
+             "0.5005 and 0.5 are a spread like any other (perhaps an epsilon in the denominator)", atol=1e-3,
+             extra=True),
         Case((torch.tensor([1.0, 1.0, 0.0, 0.0]), 2), torch.zeros(4), "equal rewards must give 0, and 0 / 0 is nan",
              extra=True),
         Case((torch.full((8,), 0.7), 8), torch.zeros(8), "eight rewards of 0.7 must give exactly 0. The rounding of "
@@ -104,8 +110,8 @@ def test_grpo_advantages(solution):
 LOSSES = torch.tensor([[1.0, 1, 9], [1, 2, 3]], dtype=torch.float64)
 MASK = torch.tensor([[True, True, False], [True, True, True]])
 WITH_NAN = torch.tensor([[1.0, 1, NAN], [1, 2, 3]], dtype=torch.float64)
-FOUR = torch.arange(4) < torch.tensor([[1], [2], [4], [0]])  # [4, 4]; the last response has no token
-FOUR_LOSSES = torch.arange(16, dtype=torch.float64).reshape(4, 4) / 4 - 1
+EIGHT = torch.arange(7) < torch.tensor([[1], [2], [4], [0], [3], [5], [6], [7]])  # [8, 7]; one response has no token
+EIGHT_LOSSES = torch.arange(56, dtype=torch.float64).reshape(8, 7) / 16 - 1
 
 
 def weights(mask):
@@ -125,15 +131,16 @@ def test_token_mean(solution):
                      the_tokens_given_and_not_num_tokens=given)
 
     one = torch.tensor
-    total = FOUR_LOSSES[FOUR].sum()
+    total = EIGHT_LOSSES[EIGHT].sum()
     check(solution, "token_mean", [
-        Case((LOSSES, MASK), one(1.6).double(), "the worked number", 0.2 * MASK.double(), factors=factors(5, 2, 3, 0.1)),
+        Case((LOSSES, MASK), one(1.6).double(), "the worked number", 0.2 * MASK.double(), factors=factors(5, 2, 3,
+            0.1)),
         Case((LOSSES[:1], MASK[:1], 5), one(0.4).double(), "a microbatch: 2 of 5 tokens", 0.2 * MASK[:1].double(),
              factors=factors(5, 1, 3, 2)),
-        Case((FOUR_LOSSES, FOUR), total / 7, "four responses", FOUR / 7.0, terms=weights(FOUR),
-             factors=factors(7, 4, 4, 0.1)),
-        Case((FOUR_LOSSES, FOUR, 20), total / 20, "a microbatch: 7 of 20 tokens", FOUR / 20.0,
-             factors=factors(20, 4, 4, 7), terms=weights(FOUR)),
+        Case((EIGHT_LOSSES, EIGHT), total / 28, "eight responses", EIGHT / 28.0, terms=weights(EIGHT),
+             factors=factors(28, 8, 7, 0.1)),
+        Case((EIGHT_LOSSES, EIGHT, 80), total / 80, "a microbatch: 28 of 80 tokens", EIGHT / 80.0,
+             factors=factors(80, 8, 7, 28), terms=weights(EIGHT)),
         Case((WITH_NAN, MASK), one(1.6).double(), OUTSIDE.format("value"), extra=True),
         Case((WITH_NAN, MASK), why=OUTSIDE.format("gradient"), gradient=0.2 * MASK.double(), extra=True),
     ])
@@ -144,12 +151,12 @@ def test_dr_grpo_mean(solution):
         return scale(n * most, the_number_of_tokens=tokens, max_new_tokens_only_N_is_missing=most, nothing=1,
                      N_only_max_new_tokens_is_missing=n, N_times_the_longest_response_that_is_here=n * longest)
 
-    one, total = torch.tensor, FOUR_LOSSES[FOUR].sum()
+    one, total = torch.tensor, EIGHT_LOSSES[EIGHT].sum()
     check(solution, "dr_grpo_mean", [
         Case((LOSSES, MASK, 4), one(1.0).double(), "the worked number", MASK / 8.0, factors=factors(2, 4, 5, 3)),
         Case((LOSSES, MASK, 10), one(0.4).double(), "at most 10 tokens", MASK / 20.0, factors=factors(2, 10, 5, 3)),
-        Case((FOUR_LOSSES, FOUR, 6), total / 24, "four responses", FOUR / 24.0, factors=factors(4, 6, 7, 4),
-             terms=weights(FOUR)),
+        Case((EIGHT_LOSSES, EIGHT, 9), total / 72, "eight responses", EIGHT / 72.0, factors=factors(8, 9, 28, 7),
+             terms=weights(EIGHT)),
         Case((WITH_NAN, MASK, 4), one(1.0).double(), OUTSIDE.format("value"), extra=True),
         Case((WITH_NAN, MASK, 4), why=OUTSIDE.format("gradient"), gradient=MASK / 8.0, extra=True),
     ])

@@ -55,7 +55,8 @@ def test_divergence(solution):
     check(solution, "divergence", [
         Case(("rkl", *two), torch.tensor(0.4 * LOG2).double(), "the worked number, rkl"),
         Case(("urkl", *two), torch.tensor(0.4 * LOG2 - 0.2).double(), "the worked number, urkl"),
-        *(Case((kl, log_p, log_ref), torch.tensor(wanted, dtype=torch.float64), f"the gradient of {kl} at log p, from 8 "
+        *(Case((kl, log_p, log_ref), torch.tensor(wanted, dtype=torch.float64),
+               f"the gradient of {kl} at log p, from 8 "
                "probabilities whose sum is not 1", slopes[kl], at=1, terms=terms)
           for kl, wanted in (("fkl", forward), ("rkl", reverse), ("ufkl", forward + mass), ("urkl", reverse - mass)))])
 

@@ -43,16 +43,18 @@ def test_pmd_part_advantages(solution):
         return double(*(f(row) for row in groups for _ in row))
 
     z = each(lambda row: tau * math.log(sum(math.exp(x / tau) for x in row) / 4))
-    terms = {"r": double(*r), "tau log mean exp(r/tau)": z, "a constant": torch.ones(40).double(), "the group's mean reward":
-             each(lambda row: sum(row) / 4), "the group's best reward": each(max), "log mean exp(r)":
-             each(lambda row: math.log(sum(math.exp(x) for x in row) / 4)), "mean exp(r/tau)":
-             each(lambda row: sum(math.exp(x / tau) for x in row) / 4)}
+    terms = {
+        "r": double(*r), "tau log mean exp(r/tau)": z, "a constant": torch.ones(40).double(),
+        "the group's mean reward": each(lambda row: sum(row) / 4), "the group's best reward": each(max),
+        "log mean exp(r)": each(lambda row: math.log(sum(math.exp(x) for x in row) / 4)),
+        "mean exp(r/tau)": each(lambda row: sum(math.exp(x / tau) for x in row) / 4)}
     by_tau = "it is divided by tau: A is in units of reward"
     check(solution, "pmd_part_advantages", [
         Case((double(1, 0, 0, 0), 4, 1.0), double(1, 0, 0, 0) - log_mean, "the worked number", factors={by_tau: 1.0}),
         Case((double(0.5, 0, 1, 1), 2, 2.0), double(0.5 - two, -two, 0, 0), "two groups of 2, tau = 2",
              factors={by_tau: 0.5}),
-        Case((double(*r), 4, tau), double(*r) - z, "ten groups of 4, tau = 0.5", unit=4, factors={by_tau: 2.0}, terms=terms),
+        Case((double(*r), 4, tau), double(*r) - z, "ten groups of 4, tau = 0.5", unit=4, factors={by_tau: 2.0},
+             terms=terms),
         Case((double(1, 0), 2, 1e-3), double(1e-3 * math.log(2), -1 + 1e-3 * math.log(2)),
              "exp(r/tau) overflows at tau = 0.001; logsumexp does not", extra=True),
     ])
@@ -87,7 +89,8 @@ def test_pmd_loss(solution):
 
     a = a4[:, None]
     terms = {"A": tokens(-a), "tau s": tokens(tau * s), "A/|o|": tokens(-a / n), "tau s/|o|": tokens(tau * s / n),
-             "the token's own tau log w": tokens(tau * double(*sum(log_w, [])).reshape(16, 4)), "a constant": tokens(double(1.0)),
+             "the token's own tau log w": tokens(tau * double(*sum(log_w, [])).reshape(16, 4)),
+             "a constant": tokens(double(1.0)),
              "the padding": (~m4).double()}
     check(solution, "pmd_loss", [
         Case((log_probs, old, advantages, mask, 0.1), loss, "the worked number", weights, factors=scale(0.1)),
@@ -105,7 +108,7 @@ def test_pmd_mean_policy(solution):
     def exact(probs, lam):
         return double(*probs), torch.tensor(lam, dtype=torch.float64)
 
-    # Three outcomes, backwards: choose rho and lam; then A/tau = log rho + lam rho has mean 0 where lam = KL(pi_t || pi).
+    # Three outcomes, backwards: choose rho; A/tau = log rho + lam rho has mean 0 where lam = KL(pi_t || pi).
     old, rho = [0.2, 0.3, 0.5], [2.5, 1.0, 0.4]
     lam = -sum(p * math.log(x) for p, x in zip(old, rho))
     r = [0.3 * (math.log(x) + lam * x) + 0.125 for x in rho]  # tau = 0.3; a constant in r changes nothing
@@ -114,14 +117,16 @@ def test_pmd_mean_policy(solution):
         return rho.log() + value[1] * rho - (r - (old * r).sum()) / tau
 
     properties = {
-        "an outcome has no probability above 0": lambda value, *_: (value[0] <= 0).any() or not value[0].isfinite().all(),
-        "the probabilities and lam do not solve the equation of each rho, and tau times what is left over differs from "
-        "outcome to outcome": lambda value, old, r, tau: misfit(value, old, r, tau).std() > 1e-4,
+        "an outcome has no probability above 0":
+            lambda value, *_: (value[0] <= 0).any() or not value[0].isfinite().all(),
+        "the probabilities and lam do not solve the equation of each rho, and what is left over differs from outcome to "
+        "outcome":
+            lambda value, old, r, tau: misfit(value, old, r, tau).std() > 1e-4,
         "the equation of each rho is solved but for a constant, the same for all outcomes: it belongs to another mean of "
-        "the rewards than E_{pi_t}[r], or to another lam": lambda value, old, r, tau:
-        misfit(value, old, r, tau).abs().max() > 1e-4,
-        "the equation of each rho is solved, but the probabilities do not sum to one: lam is not the right one": lambda
-        value, *_: abs(value[0].sum() - 1) > 1e-4}
+        "the rewards than E_{pi_t}[r], or to another lam":
+            lambda value, old, r, tau: misfit(value, old, r, tau).abs().max() > 1e-4,
+        "the equation of each rho is solved, but the probabilities do not sum to one: lam is not the right one":
+            lambda value, *_: abs(value[0].sum() - 1) > 1e-4}
     check(solution, "pmd_mean_policy", [
         Case((double(0.1, 0.9), double(1, 0), 0.1), exact((0.7458881224, 0.2541118776), 0.9372175741),
              "the worked number", atol=1e-5, properties=properties),

@@ -28,7 +28,8 @@ def exact(kl, ref):
 
 def terms(sign):
     r"""What the weight of grad log pi_theta may be made of; as events of a loss with sign -1."""
-    return {"w A": sign * W * REWARDS, "A": sign * REWARDS, "beta w l": -sign * BETA * W * L, "beta w": -sign * BETA * W,
+    return {"w A": sign * W * REWARDS, "A": sign * REWARDS, "beta w l": -sign * BETA * W * L,
+            "beta w": -sign * BETA * W,
             "beta q": -sign * BETA * Q, "beta l": -sign * BETA * L, "beta q l": -sign * BETA * Q * L, "beta":
             -sign * BETA * torch.ones_like(W), "beta w l^2": -sign * BETA * W * L * L}
 

@@ -19,7 +19,8 @@ ADVANTAGES = torch.tensor(SIZES + [-x for x in SIZES], dtype=torch.float64)
 
 def region(name, a, w, c=None):
     edges = [(1 - LOW, "w below 1 - eps_low"), (1 + HIGH, "w inside the clip")]
-    edges += [(c, "w between 1 + eps_high and c"), (math.inf, "w above c")] if c else [(math.inf, "w above 1 + eps_high")]
+    edges += [(c, "w between 1 + eps_high and c"), (math.inf, "w above c")] if c else [(math.inf, "w above 1 + "
+                                                                                                  "eps_high")]
     return f"{name} {'>' if a > 0 else '<'} 0 and {next(text for edge, text in edges if w < edge)}"
 
 
@@ -56,7 +57,8 @@ def test_dual_clip_loss(solution):
     log_w = LOG_P - OLD
     w = log_w.exp()
     wide = -w * (ADVANTAGES - 0.3 * log_w)
-    cases.append(Case((LOG_P, OLD, ADVANTAGES, 0.3, 0.99, 99.0, 99.0), wide, "at each event, a clip so wide that nothing "
+    cases.append(Case((LOG_P, OLD, ADVANTAGES, 0.3, 0.99, 99.0, 99.0), wide, "at each event, a clip so wide that "
+                                                                             "nothing "
                       "is clipped", wide, terms=everywhere(w, ADVANTAGES, log_w, 0.3)))
     for scale, beta in ((1.0, 0.3), (0.2, 0.5)):  # with the second the sign of Ahat is often not that of A
         value, slope, events = [], [], []
@@ -73,7 +75,8 @@ def test_dual_clip_loss(solution):
 
 
 def test_gspo_loss(solution):
-    ratios = torch.tensor([[4.0, 1, 8, 3], [2, 2, 2, 2], [2, 2, 2, 9], [0.5, 2, 1, 1], [0.1, 0.2, 5, 7], [1, 0.5, 0.2, 1],
+    ratios = torch.tensor([[4.0, 1, 8, 3], [2, 2, 2, 2], [2, 2, 2, 9], [0.5, 2, 1, 1], [0.1, 0.2, 5, 7], [1, 0.5, 0.2,
+                                                                                                          1],
                            [2, 0.6, 1, 1], [1.5, 1.2, 1.3, 1.4], [3, 0.3, 2, 0.7], [0.4, 0.9, 1.7, 6], [1.1, 5, 0.8, 1],
                            [0.6, 0.7, 0.3, 2], [7, 0.9, 1, 1], [0.2, 0.4, 3, 1.9]], dtype=torch.float64)
     lengths = [2, 4, 3, 3, 2, 4, 2, 1, 4, 3, 2, 4, 1, 3]
@@ -113,7 +116,8 @@ def test_gspo_loss(solution):
               9.0), torch.tensor([-2.0]), "the worked number", torch.tensor([[-1.0, -1.0]])),
         Case((log_p, old, advantages, mask, 0.95, 9.0), value, "at each token, a clip so wide that nothing is clipped",
              slope, terms=terms),
-        Case((log_p, old, advantages, mask, 0.3, 0.5), clipped, f"s = {[round(x, 3) for x in s]}, clipped at 0.7 and 1.5",
+        Case((log_p, old, advantages, mask, 0.3, 0.5), clipped,
+             f"s = {[round(x, 3) for x in s]}, clipped at 0.7 and 1.5",
              clipped_slope, events=events),
         Case((broken, old, advantages, mask, 0.3, 0.5), clipped, why.format("value"), extra=True),
         Case((broken, old, advantages, mask, 0.3, 0.5), why=why.format("gradient"), gradient=clipped_slope, extra=True),

@@ -78,7 +78,7 @@ def runs(solution, name):
 
 
 def first_gradient_error(loss):
-    r"""Relative error of the expected gradient of a loss at the first step, for the mean over a group of two, listed."""
+    r"""Relative error of a loss's expected gradient at the first step, for the mean over a group of two, listed."""
     log_probs = torch.zeros(32, dtype=torch.float64).log_softmax(dim=0)
     pairs = torch.cartesian_prod(torch.arange(32), torch.arange(32))  # [1024, 2], all as likely
 
@@ -104,8 +104,8 @@ def test_collapsing_loss(solution):
              f"-E[R]; relative error {error:.3g}.")
     collapsed, mean = sum(entropy < 0.1 for _, entropy in ends), sum(reward for reward, _ in ends) / 8
     if collapsed < 6 or mean >= 0.9:
-        fail(f"collapsing_loss: it does not collapse enough: the entropy ends below 0.1 in {collapsed} of 8 runs (6 are "
-             f"asked for), and E[R] is {mean:.3f} on average (below 0.9).")
+        fail(f"collapsing_loss: it does not collapse enough: the entropy ends below 0.1 in {collapsed} of 8 runs (6 "
+             f"are asked for), and E[R] is {mean:.3f} on average (below 0.9).")
 
 
 def test_mended_loss(solution):

@@ -192,7 +192,8 @@ def _gspo(log_probs, old_log_probs, advantages, mask, eps_low, eps_high, kind):
     s = {"sum": log_w.sum(1).exp(), "padding": log_w.mean(1).exp(),
          "arithmetic": _masked(log_w.exp(), mask).sum(1) / n, }.get(
              kind, (log_w.sum(1) / n).exp())
-    return -(torch.maximum if kind == "swapped" else torch.minimum)(s * advantages, s.clamp(1 - eps_low, 1 + eps_high) * advantages)
+    return -(torch.maximum if kind == "swapped" else torch.minimum)(s * advantages, s.clamp(1 - eps_low,
+        1 + eps_high) * advantages)
 
 
 def _bisected(old, rewards, tau, too_small, centre=None):
@@ -263,7 +264,8 @@ WRONG = {
          lambda attention_mask: attention_mask.cumsum(1) - 1),
     ],
     "response_mask": [
-        ("what stands between the first eos and the second is counted: count the eos tokens strictly before a position.",
+        ("what stands between the first eos and the second is counted: count the eos tokens strictly before a "
+         "position.",
          lambda tokens, eos_ids: _ended(tokens, eos_ids).cumsum(1) <= 1),
         ("the first eos itself is not counted: the model would never learn to stop.",
          lambda tokens, eos_ids: _ended(tokens, eos_ids).cumsum(1) == 0),
@@ -467,13 +469,15 @@ WRONG = {
              log_probs, old_log_probs, mask).exp()).square() / (2 * tau)),
     ],
     "pmd_mean_policy": [
-        ("lam has run to the upper end of its range, max(A)/tau: the outer bisection goes the wrong way (E[rho] falls as "
+        ("lam has run to the upper end of its range, max(A)/tau: the outer bisection goes the wrong way (E[rho] falls "
+         "as "
          "lam rises), or its condition always holds.",
          lambda old_probs, rewards, tau: _bisected(old_probs, rewards, tau, lambda old, rho: (old * rho).sum() < 1)),
         ("the mean of rho is uniform over the outcomes: it must be under pi_t, E_{pi_t}[rho] = 1.",
          lambda old_probs, rewards, tau: _bisected(old_probs, rewards, tau, lambda old, rho: rho.mean() > 1)),
         ("the mean reward is uniform over the outcomes: A = r - E_{pi_t}[r].",
-         lambda old_probs, rewards, tau: _bisected(old_probs, rewards - rewards.mean() + (old_probs * rewards).sum(), tau,
+         lambda old_probs, rewards, tau: _bisected(old_probs, rewards - rewards.mean() + (old_probs * rewards).sum(),
+                                                   tau,
                                                    lambda old, rho: (old * rho).sum() > 1, centre=rewards.mean())),
         ("this is PMD-part's step, pi_t exp(r/tau) / Z, with lam = 0: the term lam rho is left out.",
          lambda old_probs, rewards, tau: (_part_policy(old_probs, rewards, tau), torch.zeros((), dtype=torch.float64))),
@@ -665,5 +669,6 @@ def _certificate(loss, objective, logits, old_logits, mistake):
               "moving": log_probs.exp()}.get(mistake, old.exp())
     g = torch.autograd.grad((weight * loss(log_probs, old)).sum(), x, retain_graph=True)[0]
     wanted = torch.autograd.grad(objective(log_probs), x)[0]
-    error = g.norm() - wanted.norm() if mistake == "lengths" else (g - wanted if mistake == "sign" else g + wanted).norm()
+    error = (g - wanted if mistake == "sign" else g + wanted).norm()
+    error = g.norm() - wanted.norm() if mistake == "lengths" else error
     return abs(error / {"absolute": 1.0, "own": g.norm()}.get(mistake, wanted.norm())).item()

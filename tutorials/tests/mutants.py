@@ -1,9 +1,9 @@
 r"""Mistakes by machine: every small change of a model answer that changes what it computes.
 
 `mutants(function)` yields (what was changed, the changed function). Changes are made in the syntax tree, one at a time:
-a sign, a term or a factor dropped, a product for a quotient, a call dropped (.exp(), .detach(), .clamp(...)), a comparison turned, max
-for min, another axis, a constant one larger, torch.where without its condition; and of each returned value: detached,
-negated, doubled.
+a sign, a term or a factor dropped, a product for a quotient, a call dropped (.exp(), .detach(), .clamp(...)), a
+comparison turned, max for min, another axis, a constant one larger, torch.where without its condition; and of each
+returned value: detached, negated, doubled.
 """
 
 import ast

@@ -23,7 +23,7 @@ import course  # noqa: E402
 import grading  # noqa: E402
 import model_answers  # noqa: E402
 from mutants import mutants  # noqa: E402
-from unseen_mistakes import UNSEEN  # noqa: E402
+from unseen_mistakes import FRESH, UNSEEN  # noqa: E402
 from wrong_answers import WRONG  # noqa: E402
 
 
@@ -41,7 +41,7 @@ def test_the_empty_exercise_points_to_a_section_of_a_tutorial(topic, name):
     message = check_graders.verdict(topic, name, check_graders.empty(topic, name))
     assert message == f'{name}: empty. Read tutorial {exercise.tutorial}, "{exercise.section}"; --hint gives a hint.'
     notebook = json.loads((FOLDER.parent / f"{course.NOTEBOOKS[exercise.tutorial]}.ipynb").read_text())
-    headings = {line.strip() for cell in notebook["cells"] if cell["cell_type"] == "markdown" for line in cell["source"]}
+    headings = {line.strip() for cell in notebook["cells"] for line in cell["source"] if line.startswith("## ")}
     assert f"## {exercise.section}" in headings
     stub = inspect.getdoc(check_graders.empty(topic, name))
     assert f"Level: {exercise.level}." in stub and "Hint" not in stub and ".py" not in stub.replace("bandit.py", "")
@@ -59,7 +59,7 @@ def test_other_mistakes_are_described_by_what_holds_in_every_case(name, answer, 
 
 
 def test_no_cause_is_named_for_a_single_true_or_false():
-    r"""Of extract_answer and is_equivalent: with one case wrong the message is that case, whatever known mistakes fit."""
+    r"""With one case wrong the message is that case, whatever known mistakes fit."""
     def never_empty(answer, gold):
         return answer == gold == "" or model_answers.is_equivalent(answer, gold)
 
@@ -77,6 +77,9 @@ def test_unseen_mistakes_are_rejected_get_no_false_cause_and_four_in_five_are_na
             assert result == "not named" or result == "named" and matches, (name, words, said)
             named, of = named + bool(matches), of + 1
     assert named >= 0.8 * of
+    for name in FRESH.keys() - {"pmd_mean_policy"}:
+        result, said = check_graders.judge(name, FRESH[name])
+        assert result in ("named", "not named"), (name, said)
 
 
 def test_generated_mistakes_are_rejected_and_get_no_false_cause():
@@ -105,7 +108,8 @@ def test_a_combination_of_terms_is_not_read_into_a_few_numbers():
     assert grading.of_terms(torch.tensor([2.0, 4, 6, 8]), torch.tensor([1.0, 2, 3, 4]), case) == ""
     terms = {name: torch.cat([x, 2 * x.flip(0) + 1, x.square() + 3]) for name, x in terms.items()}
     case = grading.Case((), terms=terms)
-    assert grading.of_terms(2 * terms["a"] + terms["b"], terms["a"] + terms["b"], case) == "a has the factor 2 and needs 1"
+    said = grading.of_terms(2 * terms["a"] + terms["b"], terms["a"] + terms["b"], case)
+    assert said == "a has the factor 2 and needs 1"
 
 
 def test_every_exercise_has_a_grader_points_and_mistakes():
@@ -134,6 +138,16 @@ def test_every_exercise_has_a_grader_points_and_mistakes():
 ])
 def test_the_project_is_judged_by_what_it_does(name, wrong, says):
     assert says in check_graders.verdict("ex08_whole_run", name, wrong)
+
+
+def test_every_question_of_the_notebooks_has_an_answer():
+    answers = (FOLDER.parent / "ANSWERS.md").read_text()
+    for number, name in course.NOTEBOOKS.items():
+        cells = json.loads((FOLDER.parent / f"{name}.ipynb").read_text())["cells"]
+        text = "".join(next(cell["source"] for cell in cells if "## Questions\n" in cell["source"]))
+        asked = re.findall(r"^(\d)\. \*?\((\w+)\)", text.split("## Questions")[1], re.M)
+        section = re.search(rf"^## {number}\. .*?(?=^## |\Z)", answers, re.M | re.S)[0]
+        assert re.findall(r"^(\d)\. \((\w+)\)", section, re.M) == asked and len(asked) == 6
 
 
 def test_the_marking_sheet_has_the_points_and_levels():

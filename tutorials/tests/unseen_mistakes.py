@@ -134,7 +134,8 @@ UNSEEN = {
         ("[Ss]paces|nothing|####   18", _strict_marker),
         ("two answers|hedge| or ", _or_first),
         ("[Ss]paces", _no_strip),
-        ("no answer|None|empty", lambda response: response.split("</think>")[-1].split("####")[-1].split("\n")[0].strip()),
+        ("no answer|None|empty",
+         lambda response: response.split("</think>")[-1].split("####")[-1].split("\n")[0].strip()),
     ],
     "is_equivalent": [
         ("same text|Paris", _numbers_only),
@@ -163,7 +164,8 @@ UNSEEN = {
         ("mask|upside|1 at real", lambda rows, pad: (lambda x: (x[0], 1 - x[1]))(
             __import__("wrong_answers")._padded(rows, pad))),
         ("zero|pad token|pads with", lambda rows, pad: __import__("wrong_answers")._padded(rows, 0)),
-        ("bool|dtype", lambda rows, pad: (lambda x: (x[0], x[1].bool()))(__import__("wrong_answers")._padded(rows, pad))),
+        ("bool|dtype", lambda rows, pad: (lambda x: (x[0], x[1].bool()))(__import__("wrong_answers")._padded(rows,
+            pad))),
     ],
     "positions": [
         ("cumsum|rows|axis|dim", lambda m: (m.cumsum(0) - 1).clamp(min=0)),
@@ -186,7 +188,8 @@ UNSEEN = {
             1).gather(2, s[:, -m.shape[1]:, None])[..., 0], 0.0)),
     ],
     "inverse_cdf": [
-        ("last|past the end|beyond|upside|1 - u|reverse", lambda lp, u: (lp.exp().cumsum(-1) <= 1 - u[:, None]).sum(-1)),
+        ("last|past the end|beyond|upside|1 - u|reverse", lambda lp, u: (lp.exp().cumsum(-1) <= 1 - u[:,
+            None]).sum(-1)),
         ("exp|cumul", lambda lp, u: (lp.exp() <= u[:, None]).sum(-1)),
         ("shape", lambda lp, u: (lp.exp().cumsum(-1) <= u[:, None]).sum(-1, keepdim=True)),
     ],
@@ -244,7 +247,8 @@ UNSEEN = {
         ("factor 0.125 and needs 1", lambda kl, p, ref: _kl_sum(kl, p, ref) / len(p)),
     ],
     "corrected_grpo_penalty": [
-        ("k1|mass|1 everywhere|constant|w l|beta|factor", lambda p, o, ref: (p - o.detach()).exp() * (p - ref.detach())),
+        ("k1|mass|1 everywhere|constant|w l|beta|factor", lambda p, o,
+         ref: (p - o.detach()).exp() * (p - ref.detach())),
         ("w l\\^2", lambda p, o, ref: (p - o.detach()).exp() * (p - ref.detach()).square() / 2),
         ("gradient|log_probs|detach|k3", lambda p, o, ref: (lambda x: (p - o.detach()).exp() * (x.expm1() - x))(
             ref.detach() - p.detach())),
@@ -324,4 +328,72 @@ UNSEEN = {
         ("upside|sign|old", lambda *x: _gspo(*x, power=-1.0)),
         ("clip", lambda p, o, a, m, lo, hi: -(torch.where(m, p - o.detach(), 0.0).sum(1) / m.sum(1)).exp() * a),
     ],
+}
+
+
+def _one_lam(old_probs, rewards, tau):
+    a = (rewards - (old_probs * rewards).sum()) / tau
+    low, high = torch.full_like(a, -2e3), torch.full_like(a, 2e3)
+    for _ in range(80):
+        s = (low + high) / 2
+        low, high = torch.where(s + s.exp() < a, s, low), torch.where(s + s.exp() < a, high, s)
+    return old_probs * s.exp(), torch.ones((), dtype=torch.float64)
+
+
+def _running_mean(rewards, group_size):
+    grouped = _groups(rewards, group_size)
+    return (grouped - grouped.cumsum(1) / torch.arange(1, group_size + 1)).reshape(-1)
+
+
+def _batch_std(rewards, group_size):
+    grouped = _groups(rewards, group_size)
+    equal = grouped.amax(1, keepdim=True) == grouped.amin(1, keepdim=True)
+    return torch.where(equal, 0.0, (grouped - grouped.mean(1, keepdim=True)) / rewards.std()).reshape(-1)
+
+
+def _part_of_others(rewards, group_size, tau):
+    grouped, e = _groups(rewards, group_size), (_groups(rewards, group_size) / tau).exp()
+    return (grouped - tau * ((e.sum(1, keepdim=True) - e) / (group_size - 1)).log()).reshape(-1)
+
+
+def _cut_above_c(p, o, a, beta, low, high, c):
+    w, a_hat = (p - o.detach()).exp(), (a - beta * (p - o)).detach()
+    return torch.maximum(-w * a_hat, -w.clamp(1 - low, 1 + high) * a_hat) * (w < c)
+
+
+def _log_clip(p, o, a, mask, low, high):
+    g = torch.where(mask, p - o.detach(), 0.0).sum(1) / mask.sum(1)
+    return -torch.minimum(g.exp() * a, g.clamp(-low, high).exp() * a)
+
+
+FRESH = {  # written last: 15 were named before the cases of token_mean and dr_grpo_mean got more responses, then 17
+    "length_reward": lambda c, n, G: (lambda lam: torch.where(c.bool(), lam, lam.clamp(min=0)))(_length(
+        torch.ones_like(c), n, G)),
+    "response_mask": lambda t, eos: torch.isin(t, torch.tensor(eos)).long().cumsum(1).roll(1, 1) == 0,
+    "response_log_probs": lambda z, s, mask, tau: _lp(z, s, mask, tau * tau),
+    "positions": lambda mask: (mask.cumsum(1) * mask - 1).clamp(min=0).flip(1),
+    "reinforce_loss": lambda p, a: -(a - a.mean()).detach().reshape(-1, *[1] * (p.dim() - 1)) * p,
+    "group_mean_advantages": _running_mean,
+    "leave_one_out_advantages": lambda r, G: (lambda x: ((x - x.mean(1, keepdim=True)) * (G - 1) / G).reshape(-1))(
+        _groups(r, G)),
+    "grpo_advantages": _batch_std,
+    "token_mean": lambda x, m, n=None: torch.where(m, x, 0.0).sum() / (len(m) * m.sum(1).max()),
+    "dr_grpo_mean": lambda x, m, L: (torch.where(m, x, 0.0).sum(1) / m.sum(1).clamp(min=1)).mean() / L,
+    "k3": lambda p, q: ((q - p).exp() - 1).square() / 2,
+    "divergence": lambda kl, p, ref: _kl_sum(kl, p, ref) / 0.6931471805599453,
+    "corrected_grpo_penalty": lambda p, o, ref: (p - o.detach()).exp().clamp(max=2) * (lambda x: x.expm1() - x)(
+        ref.detach() - p),
+    "pmd_part_policy": lambda old, r, tau: (lambda x: x / x.sum())(old * (1 + r / tau)),
+    "pmd_part_advantages": _part_of_others,
+    "pmd_loss": lambda p, o, a, mask, tau: (a.detach() / mask.sum(1) - tau * _s(p, o, mask)).square() / (2 * tau),
+    "pmd_mean_policy": _one_lam,
+    "rkl_loss": _rpg(lambda p, w, l, q, a, beta: -w * a + beta * q * l),
+    "ufkl_loss": _rpg(lambda p, w, l, q, a, beta: -w * a + beta * (w - q * l - 1)),
+    "urkl_loss": _rpg(lambda p, w, l, q, a, beta: -(1 - beta) * w * a + beta * (w * l - w)),
+    "reinforce_urkl_loss": _rpg(lambda p, w, l, q, a, beta: -(w * (a - beta * l)).detach() * w.log()),
+    "ppo_clip_loss": lambda p, o, a, low, high: -(p - o.detach()).exp() * a.detach().clamp(-high, high),
+    "dual_clip_loss": _cut_above_c,
+    "gspo_loss": _log_clip,
+    "new_loss": lambda p, o, a, tau, lam: (lambda w: -w * a.detach() + tau * w * w.log() + tau * lam * (w - 1).square())(
+        (p - o.detach()).exp()),
 }
