@@ -2,8 +2,8 @@ r"""Are the graders right? They must pass the project's own functions, and never
 
 Three sets of mistakes, each with what a grader says about it:
     known      wrong_answers.py and FACTS below: the graders were written from these
-    unseen     tutorials/tests/unseen_mistakes.py: only to test the graders; of these, fresh are the ones that were written
-               last, with the graders finished
+    unseen     tutorials/tests/unseen_mistakes.py: only to test the graders; "fresh" are those of them that were
+               written last, with the graders finished
     generated  tutorials/tests/mutants.py: every small change of a model answer
 A mistake is accepted (the grader passes it), named (a cause or a fact about all that fails), or not named (the first
 case that fails, in numbers). A cause is false where it does not hold for other inputs than the grader's, or where the

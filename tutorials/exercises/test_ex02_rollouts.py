@@ -37,9 +37,8 @@ def test_response_mask(solution):
                                               "b":
                                       "a token stands behind the first eos", "n": "a row has no eos"}.get,
                                      "aebbnnnnebbbaaaeebbb")]),
-        Case((tokens, [9, 7]), torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1], [1, 0, 0, 0], [1, 1, 1, 0], [1, 0, 0,
-                                                                                                      0]]) == 1,
-             "two kinds of eos"),
+        Case((tokens, [9, 7]), torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1], [1, 0, 0, 0], [1, 1, 1, 0],
+                                             [1, 0, 0, 0]]) == 1, "two kinds of eos"),
     ])
 
 

@@ -119,11 +119,11 @@ def test_pmd_mean_policy(solution):
     properties = {
         "an outcome has no probability above 0":
             lambda value, *_: (value[0] <= 0).any() or not value[0].isfinite().all(),
-        "the probabilities and lam do not solve the equation of each rho, and what is left over differs from outcome to "
-        "outcome":
+        "the probabilities and lam do not solve the equation of each rho, and what is left over differs from outcome "
+        "to outcome":
             lambda value, old, r, tau: misfit(value, old, r, tau).std() > 1e-4,
-        "the equation of each rho is solved but for a constant, the same for all outcomes: it belongs to another mean of "
-        "the rewards than E_{pi_t}[r], or to another lam":
+        "the equation of each rho is solved but for a constant, the same for all outcomes: it belongs to another mean "
+        "of the rewards than E_{pi_t}[r], or to another lam":
             lambda value, old, r, tau: misfit(value, old, r, tau).abs().max() > 1e-4,
         "the equation of each rho is solved, but the probabilities do not sum to one: lam is not the right one":
             lambda value, *_: abs(value[0].sum() - 1) > 1e-4}

@@ -227,7 +227,7 @@ UNSEEN = {
     ],
     "dr_grpo_mean": [
         ("longest|max_new_tokens|width", lambda x, m, L: torch.where(m, x, 0.0).sum() / (len(m) * m.sum(1).max())),
-        ("no use of m", lambda x, m, L: x.nan_to_num(0.0).sum() / (len(m) * L)),
+        ("place of padding", lambda x, m, L: x.nan_to_num(0.0).sum() / (len(m) * L)),
         ("sum|divided|factor", lambda x, m, L: torch.where(m, x, 0.0).sum()),
     ],
     "k2": [
@@ -274,7 +274,7 @@ UNSEEN = {
             m, p, 0.0).sum(1)),
     ],
     "pmd_mean_policy": [
-        ("tau|divided", lambda old, r, tau: _bisect(old, r, 1.0, lambda p, rho: p.sum() - 1)),
+        ("equation of each rho", lambda old, r, tau: _bisect(old, r, 1.0, lambda p, rho: p.sum() - 1)),
         ("equation of each rho", lambda old, r, tau: _bisect(old, -r, tau, lambda p, rho: p.sum() - 1)),
         ("do not sum to one", lambda old, r, tau: _bisect(
             old, r, tau, lambda p, rho: p.sum() - 1, iterations=12)),
@@ -394,6 +394,6 @@ FRESH = {  # written last: 15 were named before the cases of token_mean and dr_g
     "ppo_clip_loss": lambda p, o, a, low, high: -(p - o.detach()).exp() * a.detach().clamp(-high, high),
     "dual_clip_loss": _cut_above_c,
     "gspo_loss": _log_clip,
-    "new_loss": lambda p, o, a, tau, lam: (lambda w: -w * a.detach() + tau * w * w.log() + tau * lam * (w - 1).square())(
-        (p - o.detach()).exp()),
+    "new_loss": lambda p, o, a, tau, lam: (lambda w: -w * a.detach() + tau * w * w.log() + tau * lam * (
+        w - 1).square())((p - o.detach()).exp()),
 }
