@@ -4,8 +4,10 @@ Every bug here has been in a real trainer: small, plausible, silent. Each is a p
 in a copy; the checkout is never touched. Your file is run by pytest on the unbroken modules, where it must pass, and
 then once for each bug. A bug that makes one of your tests fail is caught; one that lets all of them pass lives.
 
-Your tests import the modules by name (`from baselines import grpo_loss`) and change nothing in sys.path. What a bug is
-stays hidden until you catch it, or ask with --reveal. Exit status: 0 all caught, 1 some live, 2 your file cannot judge.
+Your tests import the modules by name (`from baselines import grpo_loss`) and change nothing in sys.path. Of a bug that
+lives you see the function it is in; --hint says what kind of input would show it, --reveal what it is. One point a bug,
+at most 30. Exit status: 0 all caught, 1 some live, 2 your file cannot judge; then you see the traceback of the test
+that fails. Your tests alone, on the unbroken code: `python -m pytest my_tests.py`.
 
 How it is quick: importing torch takes seconds, so that happens once; each bug is a fork of this process (Linux, macOS)
 that imports the patched module afresh. A module that your tests never import is not run.
@@ -135,19 +137,61 @@ BUGS = [
         "range(drawn + 1, drawn + 1 +"),
     Bug("z33", 18, "hard", "a metric of the last microbatch is reported as the step's", "train", "update",
         '["kl"] += k3(', '["kl"] = k3('),
+    # Clips, styles, sampling
+    row("z34", "medium", "the dual clip is missing: a bad event that became likely has a loss without bound",
+        "no dual clip", "rpg_losses", "dual_clip_loss"),
+    row("z35", "hard", "the sign of A decides the clip, and not that of Ahat", "9 sign of A, not of Ahat", "rpg_losses",
+        "reinforce_dual_clip_loss"),
+    row("z36", "medium", "the weight of the REINFORCE style is not detached: right value, wrong gradient",
+        "stop-gradient missing", "rpg_losses", "reinforce_urkl_loss"),
+    row("z37", "easy", "the sequence ratio is the product of the token ratios: 1/|o| is missing",
+        "sum for the mean in the sequence ratio", "baselines", "gspo_loss"),
+    row("z38", "medium", "what stands at padding reaches the loss: 0 * nan is nan", "nan times a mask of 0",
+        "baselines",
+        "gspo_loss"),
+    Bug("z39", 0, "medium", "at u = 0 a token of probability 0 is drawn", "rollout", "inverse_cdf", "right=True",
+        "right=False"),
+    Bug("z40", 37, "hard", "the importance weights are averaged before they multiply the loss", "rpg_losses",
+        "urkl_loss", "return -w * a", "return -w.mean() * a"),
+    # FOLLOW-UP: a weight multiplied into a loss that is already a mean, and a running average of the KL that takes in
+    # one nan and keeps it, once these have functions of their own.
 ]
+HINTS = {  # what input or measurement would show it
+    "z01": "a response that corrects itself", "z02": "two answers that differ in one character",
+    "z03": "two texts, one inside the other", "z04": "a response that hedges", "z05": "the limits of the bonus",
+    "z06": "a tokenizer whose pad token is its eos", "z07": "count the tokens of a response that ends early",
+    "z08": "is the token that ends a response trained?", "z09": "a short prompt beside a long one",
+    "z10": "the recorded log-probs against a plain forward pass, at a temperature that is not 1",
+    "z11": "the text that the model is given", "z12": "eight equal rewards that no float holds exactly",
+    "z13": "a group with nothing to compare with", "z14": "the expected gradient over all groups, against the true one",
+    "z15": "the tensor that you passed in, afterwards", "z16": "leave-one-out with one winner and a small tau",
+    "z17": "leave-one-out with one winner and a smaller tau", "z18": "a response that has become more likely",
+    "z19": "ratios outside the clip, for both signs of the advantage", "z20": "a bad event that became likely",
+    "z21": "the gradient of the penalty, far from the reference", "z22": "the expected gradient of the penalty on "
+                                                                         "policy",
+    "z23": "a token that became likelier than under the reference", "z24": "a value worked by hand",
+    "z25": "the gradient, event by event, and not the value", "z26": "a log-ratio of 15", "z27": "float16 log-probs",
+    "z28": "a reference that is not the sampler", "z29": "a batch cut in two, with unequal numbers of tokens",
+    "z30": "two responses of different lengths: the weight of one token", "z31": "a response without a token",
+    "z32": "which problems an epoch visits", "z33": "the same batch in one and in several microbatches",
+    "z34": "a bad event with a ratio above c", "z35": "a large beta and a ratio far from 1",
+    "z36": "the gradient, event by event, and not the value", "z37": "token ratios 4 and 1", "z38": "nan behind the "
+                                                                                                    "end",
+    "z39": "an impossible first token, and the lowest uniform number", "z40": "two events with different ratios",
+}
 
 
 class Recorder:
     r"""A pytest plugin that remembers what failed first, and how many tests passed."""
 
     def __init__(self):
-        self.failed, self.passed = None, 0
+        self.failed, self.passed, self.traceback = None, 0, ""
 
     def _fail(self, where, report):
         crash = getattr(report.longrepr, "reprcrash", None)
         lines = (crash.message if crash else str(report.longrepr)).strip().splitlines() or [""]
-        self.failed = self.failed or (where, lines[0][:150] if crash else lines[-1][:150])
+        if self.failed is None:
+            self.failed, self.traceback = (where, lines[0][:150] if crash else lines[-1][:150]), str(report.longrepr)
 
     def pytest_runtest_logreport(self, report):
         self.passed += report.when == "call" and report.passed
@@ -181,7 +225,7 @@ def child(connection, folder, modules, tests):
     places = {name: getattr(module, "__file__", None) for name, module in list(sys.modules.items())}
     strange = [name for name in project & set(places) if places[name] and
                Path(places[name]).parent not in (Path(folder), Path(modules))]
-    connection.send(dict(failed=recorder.failed, passed=recorder.passed, strange=strange,
+    connection.send(dict(failed=recorder.failed, traceback=recorder.traceback, passed=recorder.passed, strange=strange,
                          project=sorted(project & set(places)),
                          others=[name for name, place in places.items() if place and name not in project and
                                  not place.startswith((str(folder), str(modules), str(tests.parent)))]))
@@ -220,14 +264,15 @@ def run(jobs, at_once, timeout, modules, tests):
             yield name, result
 
 
-def refuse(message):
-    print(f"bug_zoo.py: {message}", file=sys.stderr)
+def refuse(message, traceback=""):
+    print(f"{traceback}\n\n" * bool(traceback) + f"bug_zoo.py: {message}", file=sys.stderr)
     sys.exit(2)
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description="Which bugs do your tests catch?", allow_abbrev=False)
     parser.add_argument("tests", help="your file of pytest tests")
+    parser.add_argument("--hint", action="store_true", help="of a bug that lives, say what would show it")
     parser.add_argument("--reveal", action="store_true", help="say what every bug is, caught or not")
     parser.add_argument("--bug", action="append", metavar="ID", help="only this bug, such as z07; may be given again")
     parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="bugs at a time (%(default)s)")
@@ -266,7 +311,8 @@ def main(argv=None):
         if plain["strange"]:
             refuse(f"{tests.name} imports {plain['strange'][0]} from elsewhere than the copy: leave sys.path alone")
         if plain["failed"]:
-            refuse(f"{tests.name} fails on the unbroken code ({': '.join(plain['failed'])}): mend it first")
+            refuse(f"{tests.name} fails on the unbroken code ({': '.join(plain['failed'])}): mend it first",
+                   plain["traceback"])
         if not plain["passed"]:
             refuse(f"{tests.name} has no test that passes: write functions whose names begin with test_")
         for name in sorted(plain["others"], key=lambda name: name.count(".")):  # once here, not once for each bug
@@ -297,12 +343,17 @@ def main(argv=None):
         if bug.file not in plain["project"]:
             unused.append(bug.file)
         line = f"{bug.id}  {bug.file:14s}{bug.difficulty:8s}" + (f"caught by {by}" if by else "LIVES")
-        print(line + (f"\n     {bug.description}, in {bug.function}" if by or arguments.reveal else ""))
-    print(f"\n{caught} of {len(bugs)} caught, {len(bugs) - caught} live, in {time.time() - started:.0f} s.")
+        print(line + ("" if by else f", in {bug.function}"))
+        if by or arguments.reveal:
+            print(f"     {bug.description}, in {bug.function}")
+        elif arguments.hint:
+            print(f"     try: {HINTS[bug.id]}")
+    print(f"\n{caught} of {len(bugs)} caught, {len(bugs) - caught} live, in {time.time() - started:.0f} s: "
+          f"{min(caught, 30)} of 30 points.")
     if unused:
         print(f"Your tests import none of: {', '.join(dict.fromkeys(unused))}.")
     if caught < len(bugs) and not arguments.reveal:
-        print("--reveal says what the others are; try without first.")
+        print("--hint says what would show the others, --reveal what they are; try without first.")
     sys.exit(0 if caught == len(bugs) else 1)
 
 

@@ -1,4 +1,4 @@
-r"""Exercise 1: verifiable rewards. Tutorial 1; reward_math.py; Kimi k1.5 (arXiv 2501.12599), section 2.3.
+r"""Exercise 1: verifiable rewards. Tutorial 1; Kimi k1.5 (arXiv 2501.12599), section 2.3.
 
 The policy is trained against your grader, so whatever it reads too kindly the policy will find. Standard library and
 torch; no eval, as the text comes from a model. Grade with `pytest tutorials/exercises/test_ex01_rewards.py`.
@@ -14,9 +14,9 @@ def extract_answer(response):
     "</think>" does not count. None: no marker, nothing behind it, or two answers joined by "or".
 
     Worked: "#### 5\nNo, wait.\n#### 18\nDone." gives "18"; "It is 18." gives None; "#### 18 or 20" gives None.
-    Hint: str.rpartition. An answer is text: do not throw away its minus sign.
+    Level: easy.
     """
-    raise NotImplementedError("missing: the text after the last ####. Read tutorial 1, and `_find` in reward_math.py")
+    raise NotImplementedError
 
 
 def is_equivalent(answer, gold):
@@ -28,10 +28,9 @@ def is_equivalent(answer, gold):
     number equals the same text only. Nothing is computed: "2**3" is not "8".
 
     Worked: is_equivalent("$1,000.00", "1000") is True; is_equivalent("0.333", "1/3") is False.
-    Hint: fractions.Fraction reads "0.75" and "3/4" exactly, and raises ValueError or ZeroDivisionError otherwise.
+    Level: medium.
     """
-    raise NotImplementedError("missing: the comparison as exact fractions. Read tutorial 1, and the head of "
-                              "reward_math.py")
+    raise NotImplementedError
 
 
 def math_reward(response, gold, format_bonus=0.0):
@@ -42,10 +41,10 @@ def math_reward(response, gold, format_bonus=0.0):
     Raises ValueError for a bonus outside [0, 1): a wrong answer must never come up to a right one.
 
     Worked, with bonus 0.1: "#### 18" against "18" gives 1.0; against "20" gives 0.1; "It is 18." gives 0.0.
-    Hint: `from reward_math import extract_answer as read, is_equivalent as equal` lets you do this one first.
+    `from reward_math import extract_answer as read, is_equivalent as equal` lets you do this one first.
+    Level: easy.
     """
-    raise NotImplementedError("missing: the reward of a right, a wrong and an unreadable answer. Read tutorial 1, and "
-                              "`math_reward` in reward_math.py")
+    raise NotImplementedError
 
 
 def length_reward(correct, lengths, group_size):
@@ -58,7 +57,6 @@ def length_reward(correct, lengths, group_size):
 
     Worked: lengths [10, 20, 30], correct [1, 1, 0], one group of 3: [0.5, 0, -0.5]. With correct [0, 1, 1]:
     [0, 0, -0.5], as a short wrong answer gains nothing.
-    Hint: reshape(-1, group_size), amin and amax with keepdim; torch.where twice; nothing may divide by zero.
+    Level: medium.
     """
-    raise NotImplementedError("missing: lambda, and what wrong answers get of it. Read tutorial 1, and `length_reward` "
-                              "in baselines.py")
+    raise NotImplementedError

@@ -1,4 +1,4 @@
-r"""Exercise 3: policy gradients. Tutorial 3; baselines.py, pmd_mean.py, aggregation.py.
+r"""Exercise 3: policy gradients. Tutorial 3.
 
 RLOO arXiv 2402.14740, GRPO 2402.03300, Dr. GRPO 2503.20783, DAPO 2503.14476. Grade with
 `pytest tutorials/exercises/test_ex03_policy_gradients.py`.
@@ -13,9 +13,9 @@ def reinforce_loss(log_probs, advantages):
     of a response has the response's advantage. No gradient flows into advantages.
 
     Worked: A = 0.5, pi = 0.2: -0.5 log 0.2 = 0.805.
-    Hint: for [N, T], advantages must become [N, 1]. Beware of N = T, where [N] broadcasts along the wrong axis.
+    Level: easy.
     """
-    raise NotImplementedError("missing: the loss -A log pi. Read tutorial 3, and `reinforce_loss` in baselines.py")
+    raise NotImplementedError
 
 
 def group_mean_advantages(rewards, group_size):
@@ -24,36 +24,33 @@ def group_mean_advantages(rewards, group_size):
     rewards [N], group after group: the first group_size belong to the first prompt -> [N] float.
 
     Worked: [1, 0, 0, 0], one group of 4: [0.75, -0.25, -0.25, -0.25].
-    Hint: reshape(-1, group_size). A group of equal rewards gives zeros.
+    Level: easy.
     """
-    raise NotImplementedError("missing: r minus the mean of its group. Read tutorial 3, and `pmd_mean_advantages` in "
-                              "pmd_mean.py")
+    raise NotImplementedError
 
 
 def leave_one_out_advantages(rewards, group_size):
-    r"""A_i = r_i - mean of the OTHER rewards of its group (RLOO, arXiv 2402.14740).
+    r"""A_i = r_i - b_i with the baseline b_i of RLOO: made of the group, free of r_i, and the same for any order.
 
-    rewards [N], group after group -> [N] float. With it the expected gradient is the true one; with the group mean it
-    is (G-1)/G of it.
+    rewards [N], group after group -> [N] float. As b_i does not depend on response i, the expected gradient is the true
+    one; with the group mean it is (G-1)/G of it (arXiv 2402.14740).
 
     Worked: [1, 0, 0, 0], one group of 4: [1, -1/3, -1/3, -1/3].
-    Hint: the sum of the others is the sum minus one's own; how many others are there?
+    Level: medium.
     """
-    raise NotImplementedError("missing: r minus the mean of the others. Read tutorial 3, and `rloo_advantages` in "
-                              "baselines.py")
+    raise NotImplementedError
 
 
 def grpo_advantages(rewards, group_size):
     r"""A_i = (r_i - mean) / std over its group, std with G - 1 (GRPO, arXiv 2402.03300).
 
-    rewards [N], group after group -> [N] float. Equal rewards give EXACT zeros, and so does a group of one.
+    rewards [N], group after group -> [N] float. Where the rewards of a group are equal, and in a group of one, exactly
+    0: no nan, and no advantages of 0.8 out of the rounding of a mean. No epsilon.
 
-    Worked: [1, 0, 0, 0], one group of 4: mean 1/4, std 1/2: [1.5, -0.5, -0.5, -0.5].
-    Hint: in float32 the mean of eight 0.7 is not 0.7, and a tiny epsilon below magnifies the difference to an advantage
-    of 0.8. Find the groups whose largest reward is their smallest, and put zeros there.
+    Worked: [1, 0, 0, 0], one group of 4: mean 1/4, std 1/2, so [1.5, -0.5, -0.5, -0.5].
+    Level: medium.
     """
-    raise NotImplementedError("missing: standardised rewards, with exact zeros for equal ones. Read tutorial 3, and "
-                              "`grpo_advantages` in baselines.py")
+    raise NotImplementedError
 
 
 def token_mean(losses, mask, num_tokens=None):
@@ -64,20 +61,19 @@ def token_mean(losses, mask, num_tokens=None):
     gradient.
 
     Worked: losses [[1, 1, 9], [1, 2, 3]], mask [[1, 1, 0], [1, 1, 1]]: (1+1+1+2+3) / 5 = 1.6.
-    Hint: torch.where, not a product: 0 * nan is nan.
+    Level: easy.
     """
-    raise NotImplementedError("missing: the sum over response tokens, over their number. Read tutorial 3, and "
-                              "aggregation.py")
+    raise NotImplementedError
 
 
 def dr_grpo_mean(losses, mask, max_new_tokens):
-    r"""Dr. GRPO's aggregation (arXiv 2503.20783): a constant in place of every response's length.
+    r"""Dr. GRPO's aggregation (arXiv 2503.20783): a token weighs the same in every response, whatever is in the batch.
 
-        1 / (N * max_new_tokens)  *  sum over responses and their tokens of the loss
-
-    losses [N, T], mask [N, T] bool, max_new_tokens: int -> scalar. A token weighs the same in every response.
+    losses [N, T], mask [N, T] bool, max_new_tokens: int -> scalar. The mean over the N responses of their summed
+    losses, each over the longest response that could have been sampled. What stands outside the mask, nan too, reaches
+    neither value nor gradient.
 
     Worked: losses [[1, 1, 9], [1, 2, 3]], mask [[1, 1, 0], [1, 1, 1]], max_new_tokens 4: 8 / (2 * 4) = 1.
-    Hint: the length of a response must not occur.
+    Level: medium.
     """
-    raise NotImplementedError("missing: the sum over tokens by N * max_new_tokens. Read tutorial 3, and aggregation.py")
+    raise NotImplementedError

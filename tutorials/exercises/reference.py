@@ -1,8 +1,11 @@
 r"""The project's own functions in the place of the exercises, for `pytest tutorials/exercises --solutions reference`.
 
 Imported, never copied. Where an exercise asks for a part of a function, the function is given what makes it show it.
+What the project has no function for comes from tutorials/tests/model_answers.py.
 """
 
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import torch
@@ -16,6 +19,10 @@ import reward_math
 import rewards
 import rollout
 import rpg_losses
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
+
+import model_answers  # noqa: E402
 
 
 class _Tokenizer:
@@ -79,6 +86,13 @@ def _response_log_probs(logits, sequences, mask, temperature):
     return torch.cat(rows)
 
 
+def _kl_weight(kl, advantages, beta, w, l, q):
+    r"""Minus the gradient of the project's loss of this kl, by log pi_theta, at pi_old = 1."""
+    log_p = w.log().requires_grad_()
+    loss = getattr(rpg_losses, f"{kl}_loss")(log_p, torch.zeros_like(w), advantages, beta, w.log() - l)
+    return -torch.autograd.grad(loss.sum(), log_p)[0]
+
+
 SOLUTIONS = {
     "ex01_rewards": dict(
         extract_answer=reward_math.extract_answer, is_equivalent=reward_math.is_equivalent,
@@ -100,6 +114,7 @@ SOLUTIONS = {
         pmd_part_policy=pmd_mean.pmd_part_policy, pmd_part_advantages=pmd_mean.pmd_part_advantages,
         pmd_loss=pmd_mean.pmd_loss, pmd_mean_policy=pmd_mean.pmd_mean_policy),
     "ex06_rpg": dict(
+        kl_weight=_kl_weight,
         rkl_loss=rpg_losses.rkl_loss, ufkl_loss=rpg_losses.ufkl_loss, urkl_loss=rpg_losses.urkl_loss,
         reinforce_urkl_loss=rpg_losses.reinforce_urkl_loss),
     "ex07_off_policy": dict(
@@ -108,4 +123,8 @@ SOLUTIONS = {
         dual_clip_loss=lambda log_probs, old_log_probs, advantages, beta, eps_low, eps_high, c:
             rpg_losses.dual_clip_loss(log_probs, old_log_probs, advantages, beta, "urkl", eps_low, eps_high, c),
         gspo_loss=baselines.gspo_loss),
+    "ex08_whole_run": dict(
+        certificate=model_answers.certificate, collapsing_loss=model_answers.collapsing_loss,
+        mended_loss=model_answers.mended_loss, new_advantages=baselines.rloo_advantages,
+        new_loss=model_answers.new_loss),
 }

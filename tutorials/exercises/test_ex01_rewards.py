@@ -8,16 +8,22 @@ from grading import Case, check
 def test_extract_answer(solution):
     check(solution, "extract_answer", [Case((text,), wanted, why) for text, wanted, why in (
         ("9 * 2 = 18\n#### 18", "18", "the plain case"),
-        ("#### 5\nNo, wait.\n#### 18", "18", "the last marker counts"),
+        ("#### 5\nNo, wait.\n#### 18\nDone.", "18", "the last marker counts"),
+        ("#### 5\n#### 6\n#### 7", "7", "the last marker counts"),
         ("#### 18\nI hope that this helps with your 20 questions", "18", "the answer ends with its line"),
         ("####   18  ", "18", "without the spaces around it"),
+        ("####18", "18", "a space after the marker is not needed"),
         ("#### -7", "-7", "a minus sign belongs to the answer"),
         ("#### 3/4", "3/4", "all of the text counts"),
+        ("#### 2 dozen eggs", "2 dozen eggs", "all of the text counts"),
         ("It is 18.", None, "no marker, no answer"),
         ("So 18.\n####", None, "nothing stands behind the marker"),
+        ("#### 5\n####  ", None, "nothing stands behind the last marker"),
         ("<think>\n#### 18\n</think>\nI do not know.", None, "what stands before </think> does not count"),
-        ("<think>\n#### 5\n</think>\n#### 18", "18", "what stands before </think> does not count"),
+        ("<think>\n#### 5\n</think>\n#### 18", "18", "what stands behind </think> counts"),
         ("#### 18 or 20", None, "two answers are none"),
+        ("#### 5 or 6\n#### 7", "7", "an earlier hedge does not count"),
+        ("#### orange", "orange", "no two answers: or is part of a word"),
         ("", None, "an empty response has no answer"),
     )])
 
@@ -28,40 +34,62 @@ def test_is_equivalent(solution):
         ("18.", "18", True, "a final point"),
         ("18.00", "18", True, "trailing zeros"),
         ("$18", "18", True, "a currency sign"),
+        ("18", "$18", True, "a currency sign"),
         (" 18 ", "18", True, "spaces"),
         ("1,000", "1000", True, "a comma between thousands"),
+        ("1000", "1,000", True, "a comma between thousands"),
         ("$1,000.00", "1000", True, "all at once"),
         ("3/4", "0.75", True, "a fraction"),
+        ("-0.75", "-3/4", True, "a fraction"),
         ("7", "-7", False, "a minus sign belongs to the number"),
+        ("-7", "7", False, "a minus sign belongs to the number"),
         ("0.333", "1/3", False, "numbers are exact, without a tolerance"),
+        ("0.3333333333333333333", "1/3", False, "numbers are exact, also beyond the digits of a float"),
         ("18", "118", False, "18 is only part of 118"),
         ("1.8", "18", False, "a decimal point is no decoration"),
+        ("18.9", "18", False, "digits behind the point count"),
         ("2**3", "8", False, "nothing is computed"),
         ("", "18", False, "an empty text equals nothing"),
         ("", "", False, "an empty text equals nothing"),
         ("Paris", "Paris", True, "text equals the same text"),
-        ("cat", "dog", False, "two texts without a number"),
+        ("cat", "dog", False, "two different texts without a number"),
+        ("cat4", "dog4", False, "two different texts with the same digits"),
+        ("4 cats", "4 dogs", False, "two different texts with the same digits"),
         ("1/0", "0", False, "a zero denominator is no number, and must not raise"),
+        ("1/0", "2/0", False, "two different texts that are no numbers"),
     )])
 
 
 def test_math_reward(solution):
-    check(solution, "math_reward", [Case((text, "18", bonus), wanted, why) for text, bonus, wanted, why in (
-        ("#### 18", 0.1, 1.0, "right, in the form asked for"),
-        ("#### 18.00", 0.1, 1.0, "right"),
-        ("#### 20", 0.1, 0.1, "wrong, but readable"),
-        ("#### 20", 0.0, 0.0, "wrong, no bonus"),
-        ("It is 18.", 0.1, 0.0, "nothing that can be read"),
-        ("#### 18 or 20", 0.1, 0.0, "two answers cannot be read as one"),
-    )] + [Case(("#### 20", "18", bonus), ValueError, "a bonus outside [0, 1) must be refused with ValueError")
-          for bonus in (1.0, -0.1)])
+    check(solution, "math_reward", [Case((text, gold, bonus), wanted, why) for text, gold, bonus, wanted, why in (
+        ("#### 18", "18", 0.1, 1.0, "right, in the form asked for"),
+        ("#### 18.00", "18", 0.1, 1.0, "right"),
+        ("#### 18", "18", 0.0, 1.0, "right, no bonus"),
+        ("#### 18", "20", 0.1, 0.1, "wrong, but readable"),
+        ("#### 20", "18", 0.25, 0.25, "wrong, but readable"),
+        ("#### 20", "18", 0.0, 0.0, "wrong, no bonus"),
+        ("It is 18.", "18", 0.1, 0.0, "nothing that can be read"),
+        ("#### 18 or 20", "18", 0.1, 0.0, "two answers cannot be read as one"),
+    )] + [Case(("#### 20", "18", bonus), ValueError, f"a bonus of {bonus}, outside [0, 1), must be refused with "
+               "ValueError", extra=True) for bonus in (1.0, 1.5, -0.1)])
 
 
 def test_length_reward(solution):
+    correct = [1, 1, 1, 0, 0, 0, 1, 0, 1, 0, 1, 0]
+    lengths = [10, 14, 30, 25, 60, 100, 110, 80, 7, 8, 9, 27]
+    lam = [0.5, 0.3, -0.5, -0.25, 0.5, -0.3, -0.5, 0.1, 0.5, 0.45, 0.4, -0.5]
+    right = [float(x) for x in correct]
+    terms = {"lambda where right": [c * x for c, x in zip(right, lam)], "1 where right": right,
+             "len/max where right": [c * n / m for c, n, m in zip(right, lengths, [30] * 4 + [110] * 4 + [27] * 4)],
+             "lambda where wrong": [(1 - c) * x for c, x in zip(right, lam)], "1 where wrong": [1 - c for c in right],
+             "min(0, lambda) where wrong": [(1 - c) * min(0, x) for c, x in zip(right, lam)]}
+    terms = {name: torch.tensor(x, dtype=torch.float64) for name, x in terms.items()}
     check(solution, "length_reward", [Case((torch.tensor(correct), torch.tensor(lengths), size), torch.tensor(wanted),
-                                           why) for correct, lengths, size, wanted, why in (
-        ([1, 1, 0], [10, 20, 30], 3, [0.5, 0.0, -0.5], "the worked number"),
-        ([0, 1, 1], [10, 20, 30], 3, [0.0, 0.0, -0.5], "a short wrong answer gains nothing"),
-        ([1, 1, 1, 0], [10, 20, 100, 300], 2, [0.5, -0.5, 0.5, -0.5], "two groups"),
-        ([1, 0], [12, 12], 2, [0.0, 0.0], "equal lengths"),
+                                           why, **more) for correct, lengths, size, wanted, why, more in (
+        ([1, 1, 0], [10, 20, 30], 3, [0.5, 0.0, -0.5], "the worked number", {}),
+        ([0, 1, 1], [10, 20, 30], 3, [0.0, 0.0, -0.5], "the worked number, a short wrong answer", {}),
+        (correct, lengths, 4, [x if c else min(0.0, x) for c, x in zip(correct, lam)], "three groups of 4",
+         dict(terms=terms, unit=4)),
+        ([1, 0, 1, 1], [12, 12, 20, 21], 2, [0.0, 0.0, 0.5, -0.5], "where all lengths of a group are equal it is not 0",
+         dict(extra=True)),
     )])
