@@ -46,7 +46,7 @@ from objectives import OBJECTIVES
 from plumbing import metrics, parallel
 from plumbing.batches import log_probs_of, microbatches
 from plumbing.model import autocast, device_of, recomputes_old_log_probs
-from plumbing.run import Interrupt, Run, next_problems, show
+from plumbing.run import Interrupt, Run, show
 from plumbing.settings import fail, parse_settings
 from reward_math import math_reward, verify
 from rewards import length_reward, mixed_groups, overlong_penalty
@@ -155,6 +155,20 @@ def sample(policy, tokenizer, problems, settings, step, drawn):
         correct.append(torch.tensor([math_reward(text, gold) for text, gold in zip(rollout.texts, golds)]))
         useful += int(mixed_groups(correct[-1], settings.group_size).sum()) // settings.group_size
     return concatenate(rollouts), torch.cat(correct), drawn
+
+
+def next_problems(problems, settings, drawn):
+    r"""The next prompts_per_step problems after the first `drawn` ones. Each epoch has a new random order.
+
+    It depends on (seed, drawn) only. So a run that is resumed goes on with the next problem.
+    """
+    chosen, order_of = [], {}
+    for place in range(drawn, drawn + settings.prompts_per_step):
+        epoch, index = divmod(place, len(problems))
+        if epoch not in order_of:
+            order_of[epoch] = torch.randperm(len(problems), generator=seeded(repr((settings.seed, "data", epoch))))
+        chosen.append(problems[order_of[epoch][index]])
+    return chosen
 
 
 def shaped_rewards(settings, correct, rollout):

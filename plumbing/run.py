@@ -24,7 +24,7 @@ from plumbing.checkpoint import checkpoints, load_state, save_checkpoint, trunca
 from plumbing.curves import draw_curves
 from plumbing.model import load_model, precision
 from plumbing.settings import fail, needs_reference, printable
-from rollout import check_positions, seeded
+from rollout import check_positions
 from scoring import has_plain_head
 
 SKIPPED_IN_A_ROW = 3  # so many updates that are not finite, one after another, end the run
@@ -201,20 +201,6 @@ class Run:
         print(f"\ntrain.py: stopped at step {step}: {cause}; {kept}; try a smaller --lr or a larger --tau",
               file=sys.stderr)
         sys.exit(1)
-
-
-def next_problems(problems, settings, drawn):
-    r"""The next prompts_per_step problems after the first `drawn` ones. Each epoch has a new random order.
-
-    It depends on (seed, drawn) only. So a run that is resumed goes on with the next problem.
-    """
-    chosen, order_of = [], {}
-    for place in range(drawn, drawn + settings.prompts_per_step):
-        epoch, index = divmod(place, len(problems))
-        if epoch not in order_of:
-            order_of[epoch] = torch.randperm(len(problems), generator=seeded(repr((settings.seed, "data", epoch))))
-        chosen.append(problems[order_of[epoch][index]])
-    return chosen
 
 
 def show(answers, step, accuracy):

@@ -16,7 +16,7 @@ from objectives import OBJECTIVES
 from plumbing import settings as choices
 from plumbing.batches import microbatches
 from plumbing.model import load_model
-from plumbing.run import next_problems
+from train import next_problems
 from pmd_mean import pmd_mean_advantages
 from rollout import sample_rollouts
 from scoring import token_log_probs

@@ -85,7 +85,7 @@ BUGS = [
         "torch.ones(n, longest, dtype=torch.bool, device=device)"),
     Bug("z08", 3, "medium", "the terminator is stripped from the response: the model never learns to stop", "rollout",
         "sample_rollouts", "= t + 1\n", "= t\n"),
-    Bug("z09", 4, "easy", "position ids count the padding on the left", "rollout", "positions",
+    Bug("z09", 4, "easy", "position ids count the padding on the left", "scoring", "positions",
         "(attention_mask.cumsum(dim=1) - 1).clamp(min=0)",
         "torch.arange(attention_mask.shape[1], device=attention_mask.device).expand_as(attention_mask)"),
     Bug("z10", 5, "medium", "sampled at a temperature, log-probs recorded at 1", "rollout", "sample_rollouts",
@@ -135,8 +135,8 @@ BUGS = [
     # The loop
     Bug("z32", 16, "medium", "the order of the data skips one draw", "train", "next_problems", "range(drawn, drawn +",
         "range(drawn + 1, drawn + 1 +"),
-    Bug("z33", 18, "hard", "a metric of the last microbatch is reported as the step's", "train", "update",
-        '["kl"] += k3(', '["kl"] = k3('),
+    Bug("z33", 18, "hard", "a metric of the last microbatch is reported as the step's", "train", "backward",
+        "update.add(", "update = metrics.Update(num_tokens)\n        update.add("),
     # Clips, styles, sampling
     row("z34", "medium", "the dual clip is missing: a bad event that became likely has a loss without bound",
         "no dual clip", "rpg_losses", "dual_clip_loss"),
@@ -151,10 +151,8 @@ BUGS = [
         "gspo_loss"),
     Bug("z39", 0, "medium", "at u = 0 a token of probability 0 is drawn", "rollout", "inverse_cdf", "right=True",
         "right=False"),
-    Bug("z40", 37, "hard", "the importance weights are averaged before they multiply the loss", "rpg_losses",
-        "urkl_loss", "return -w * a", "return -w.mean() * a"),
-    # FOLLOW-UP: a weight multiplied into a loss that is already a mean, and a running average of the KL that takes in
-    # one nan and keeps it, once these have functions of their own.
+    Bug("z40", 37, "hard", "the importance weights multiply the loss that is already a mean", "importance", "weighted",
+        "losses) * w", "losses) * w.mean()"),
 ]
 HINTS = {  # what input or measurement would show it
     "z01": "a response that corrects itself", "z02": "two answers that differ in one character",
@@ -177,7 +175,7 @@ HINTS = {  # what input or measurement would show it
     "z34": "a bad event with a ratio above c", "z35": "a large beta and a ratio far from 1",
     "z36": "the gradient, event by event, and not the value", "z37": "token ratios 4 and 1", "z38": "nan behind the "
                                                                                                     "end",
-    "z39": "an impossible first token, and the lowest uniform number", "z40": "two events with different ratios",
+    "z39": "an impossible first token, and the lowest uniform number", "z40": "two responses with different weights",
 }
 
 
