@@ -1,41 +1,44 @@
 r"""Is this answer right? The reward of reinforcement learning with verifiable rewards, for math word problems.
 
 What it teaches: a verifier is a small, strict reader. The policy is trained against it, so whatever it reads too kindly
-the policy will find: a hedge ("18 or 20"), a -7 read as 7, an empty answer accepted as part of any text. Three steps:
+the policy will find: a hedge ("18 or 20"), a -7 read as 7, an empty answer accepted as part of any text. Four steps:
 
-    places        where the answer stands: "#### 18", else "\boxed{18}", else "The answer is 18." or "Answer: 18"
-    plain text    LaTeX, Unicode and Markdown in one form: "\dfrac34" and "¾" become "3/4"
-    equivalence   numbers as exact fractions; tuples and intervals item by item; all else as a normalised string
+    1. places       where the answer stands: "#### 18", else "\boxed{18}", else "The answer is 18." or "Answer: 18"
+    2. plain text   LaTeX, Unicode and Markdown in one form: "\dfrac34" and "¾" become "3/4"
+    3. numbers      a tokenizer and the grammar below: exact fractions, with their units
+    4. equivalence  of numbers; of tuples and intervals item by item; of all else as strings
 
-A number is read by this grammar. Each rule is the function of its name below; what is left over decides: text that no
-rule takes makes the whole no number, and it is then compared as a string.
+The grammar of a number. What no rule takes is left over, and then the text is no number: it is compared as a string.
 
-    answer       = chain [explanation]
-    chain        = side {("=" | "≈" | "→") side}      the answer is the last side that is a quantity: 90 - 50 = 40
-    side         = quantity | calculation | name      calculation: 90 - (15 + 25), 9 eggs * $2; never cut, never computed
-    quantity     = [label] [sign] number {scale} [unit]
-    label        = [words end] {filler}               end: ":", a verb, a known noun: "Tom has", "Total:", "a total of"
+    chain        = side {("=" | "≈" | "→") side}      its value is the last side that is a quantity: 90 - 50 = 40
+    side         = quantity | calculation | name
+    quantity     = [label] [sign] number {scale} [unit] [explanation]
+    label        = [words (noun | verb | ":")] {filler}   "Total:", "Tom has", "a total of"; not "at least", "half of"
+    sign         = "-" | "minus" | ...                    and the sign of a currency, before or behind it
     number       = whole ["and"] n "/" d | decimal "/" decimal | [decimal "*"] "10^" integer | decimal ["e" integer]
-    decimal      = digits, plain or in threes, with or without a fraction: 1,234 or 1 234, not 1,23; 18. 18.00 .5
-    scale        = "hundred" | "thousand" | "million" | ...
-    unit         = words [power] [("/" | "per") words]        apples, square feet, km/h, dollars a day; "$" before, too
-    explanation  = ("because" | "since" | ...) text | "(" text ")" | ": " text | ", with" text
+    decimal      = digits, plain or in threes, with or without a fraction: 1,234 and 1 234, not 1,23; 18. 18.00 .5
+    scale        = "hundred" | "thousand" | "k" | "million" | ...
+    unit         = words [("per" | "a" | "/") words]      apples, cm^2, dollars a day; not x, "or more", "squared"
+    explanation  = words behind a comma | "(" ... ")" | ": " ... | ", with" ...      never "or", never a lone number
+    calculation  = numbers, words and operators           90 - (15 + 25), 9 eggs * $2; not 2x, not 20 -
+    name         = words and letters                      x, Profit, a + b
 
 Decisions where a careful reader could waver:
 - A place that holds nothing usable is no answer; the search does not fall back on the next kind of place. Two
   exceptions: "#### Step 1: compute" is a Markdown heading when it holds no answer and a place follows, and a later
-  "the answer is" counts only if an answer follows it ("... the answer is 18. Check that the answer is correct").
-- <answer>18</answer>, "Ans: 18", "答案是 18" and a line "**Final Answer**" above the answer are places like "Answer:".
-- Several answers in one place are no answer. `verify` still accepts them whole against a gold that is that same list.
-  So are two different numbers in a chain: 18 = 20. A fraction is also a calculation: 100/3 = 33.33 is 33.33.
+  "the answer is" counts only if an answer follows it ("The answer is 18. I checked that the answer is correct.").
+- "Ans: 18", "答案是 18", "<answer>18</answer>" and "**Final Answer**" on a line above the answer are like "Answer: 18".
+- Several answers in one place are no answer, nor are two different numbers in a chain, 18 = 20. `verify` still accepts
+  them whole against a gold that is the same. A fraction is a calculation, too: 100/3 = 33.33 is 33.33.
+- What follows "because", "so", "which" or ", not" is an explanation, of text as well: "Yes, because ..." is "Yes".
+- Nothing is computed: 2^3 is not 8. Powers of ten are part of how a number is written: 1.5 \times 10^3.
 - 50% equals 50 and 1/2, as data sets write both; but 50 is not 1/2, and 50% is not 0.5%.
 - Units count only if both sides have one: "18 apples" is 18, "5 hours" is not "5 minutes". Nothing is converted.
-- Words that change the value ("at least 18", "18 or more") make it no number. Before a number only a label may stand.
-- A lone letter is a variable unless it is a known unit: 18x is not 18. Case folds in words, not in variables.
+- Case counts in variables, not in words: "MONDAY" is "Monday", "2X" is not "2x". A lone letter is a variable.
 - Only a closed </think> hides text: what stands in a <think> that is never closed counts.
 
-It never raises and never hangs: the search for the place takes linear time, an answer has at most 1,000 characters and
-a power of ten at most 400 zeros. No eval, no sympy, no signals, no state: it works in threads.
+It never raises and never hangs: the search for the place takes linear time, a phrase is looked for in the last 100,000
+characters, an answer has at most 1,000 and a power of ten at most 400 zeros. No eval, no sympy, no signals, no state.
 
 `python reward_math.py` prints tricky responses, what is extracted from each, and the verdict.
 """
@@ -57,19 +60,22 @@ _HEADING = re.compile(r"""[\s*_]* (?: [^\W\d_]{2,}\ \d{1,2}[.):].*    # Step 1: 
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # \{ is no brace
 _BETWEEN_BOXES = re.compile(r"[ \t${}\\(),;&~]*(?:(?:text)?\{? ?(?:or|and)\b)?[ \t${}\\(),;&~]*")
 _PHRASE = re.compile(r"""[nN](?:swer|SWER)(?<=(?<![^\W_])[Aa].{5})(?:\s{1,9}(?:is|IS)\b|[\s*_`"')]{0,9}[:：])
-    | (?<![^\W_])[Aa](?:ns|NS)[*_]{0,3}[ \t]?[:：] | 答案(?:[是为為]|\s?[:：]) | <answer>
-    | [\r\n][ \t>*_-]{0,6}[Aa][*_]{0,3}[ \t]?[:：]
-    | [\r\n][ \t>#*_|]{0,9}(?:(?:Final|final|FINAL)\ )?(?:[Aa]nswer|ANSWER)[ \t*_]{0,4}(?=[\r\n|])""", re.VERBOSE)
+    | (?<![^\W_])[Aa](?:ns|NS)[*_]{0,3}[ \t]?[:：] | 答案(?:[是为為]|\s?[:：]) | <(?:[aA]nswer|ANSWER)>
+    | [\r\n][ \t>*_-]{0,6}[Aa][*_]{0,3}[ \t]?[:：]                          # A: on a new line
+    | [\r\n][ \t>#*_|]{0,9}(?:(?:Final|final|FINAL)\ )?(?:[Aa]nswer|ANSWER)[ \t*_]{0,4}(?=[\r\n|])  # alone on a line
+    """, re.VERBOSE)
 _PHRASE_GAP = re.compile(r"(?:[\s:：*_`|}]|\$\$|\\\[|\\\()*")  # "The answer is:\n\n$$18$$" goes on after the blank line
 _SENTENCE_END = re.compile(r"""[\r\n。] | </answer>
     | (?<!\bRs) (?: (?<!\.)\.(?!\.) | (?<![!?])[!?]+ )     # not in "..." nor after Rs
       (?= [\s*_`"'”’)\]}$<[] | \\[\])] | [A-Z][a-z] | $ )  # not in 3.5, .5 or p.m.
       (?!\s*=)                                            # not in 5! = 120""", re.VERBOSE)
-_TAG = re.compile(r"<<[^<>]*>>|</?[|｜]?[A-Za-z_][\w▁-]*[|｜]?>|\[(?:EOS|/INST|end of text)\]")  # <<9*2=18>>, <|im_end|>
+_REMARK = re.compile(r"""(?:indeed\ )?(?:correct|right|reasonable|consistent|valid|verified|confirmed|plausible|sensible
+    |accurate|exact|given|found|obtained|expected|supposed|less|more|within|in|at)\b | $""", re.VERBOSE | re.I)
+_TAG = re.compile(r"<<[^<>]*>>|</?[|｜]?(?:0x\w|[A-Za-z_])[\w▁-]*[|｜]?>|\[/?(?:EOS|INST|s|end of text)\]")  # </s>
 _BARS = re.compile(r"^\|\s|\s\||^[^|]*\|$")  # of a table, not of |5|
-_REMARK = re.compile(r"(?:an?\s|[a-z]{2})(?<!not)")
-_JUDGEMENT = re.compile(r"(?:indeed\s+)?(?:correct|right|reasonable|consistent|valid|verified|confirmed|plausible|sensible"
-                        r"|accurate|given|found|obtained|expected|supposed)\b|(?:in|within|less|more|at)\s", re.I)
+_REASON = re.compile(r"""(?<=\S) (?: (?:[,;:]?\s+(?:[(—–-]+\s*)?|\() (?:because|since|so|which|given|rather\ than
+                                         |instead\ of|due\ to|thus|hence|therefore)\b
+                                | [,;(]\s*(?:not|as)\b )""", re.VERBOSE | re.I)
 
 
 def _find(text):
@@ -117,13 +123,12 @@ def _read_box(text, at):
 
 def _find_phrase(text):
     r"""The sentence after the last phrase that an answer follows; after the last phrase where none has one."""
-    for start in (max(0, len(text) - 4096), 0):  # the end first: a long text full of phrases is not walked through
-        phrases = deque(_PHRASE.finditer(text, start), maxlen=8)
+    for longest in (4096, 100_000):  # the end first: a long text full of phrases is not walked through
+        phrases = deque(_PHRASE.finditer(text, max(0, len(text) - longest)), maxlen=8)
         answers = [_sentence(text, phrase.end()) for phrase in phrases]
         while phrases:
-            answer, earlier = answers.pop(), " ".join(answers)
-            is_remark = earlier.strip() and _is_remark(answer, re.search(r"\d", earlier))
-            if not (phrases.pop().group().casefold().endswith("is") and is_remark):
+            answer, earlier, phrase = answers.pop(), "".join(answers), phrases.pop().group()
+            if not (earlier and phrase.casefold().endswith("is") and _is_remark(answer, earlier)):
                 return answer
     return None
 
@@ -133,26 +138,35 @@ def _sentence(text, at):
     return _trim(_SENTENCE_END.split(text[at:at + LONGEST_ANSWER + 2], maxsplit=1)[0])
 
 
-def _is_remark(text, number_before):
-    r"""Is this said about the answer, "correct: ...", "in dollars", and no answer? `number_before`: one was given."""
-    if not text or _JUDGEMENT.match(text):
-        return True
-    return bool(number_before and _REMARK.match(text) and not re.match(r"not|no|wrong|incorrect|un", text)
-                and not re.search(r"\d", text))
+def _is_remark(text, earlier):
+    r"""Is this no answer but about the `earlier` one: "correct: ...", or, about a number, "a whole number"?"""
+    says_no = re.match(r"not?\b|wrong|incorrect|un", text)
+    about_number = re.match(r"an? |[a-z]{2}", text) and not re.search(r"\d", text) and re.search(r"\d", earlier)
+    return bool(_REMARK.match(text) or about_number and not says_no)
 
 
 def _trim(text):
     r"""A line or a sentence without what surrounds its answer: tags, an explanation, Markdown, final punctuation."""
     if len(text) > LONGEST_ANSWER:
         return ""
-    text = _TAG.sub(" ", text) if "<" in text or "[" in text else text
-    text = _without_reason(text)
-    text = _BARS.sub(lambda m: m.group().replace("|", " "), text.strip()) if text.count("|") < 3 else text
-    text = re.sub(r"[.,;:!?。\"'”]+$", "", _bare(text.strip(" \t\f\"'“”")))
-    text = _bare(text.lstrip(": "))
+    text = _without_reason(_TAG.sub(" ", text)).strip()
+    text = _BARS.sub(lambda bar: bar.group().replace("|", " "), text) if text.count("|") < 3 else text
+    text = _bare(re.sub(r"[.,;:!?。\"'”]+$", "", _bare(text.strip(" \t\f\"'“”"))).lstrip(": "))
     text = text.strip("$") if text[:1] == "$" == text[-1:] else text
     text = text[1:-1].strip() if text[:1] == "<" and text[-1:] == ">" else text  # a template's <answer>, filled in
     return text if _says_something(text) else ""
+
+
+def _without_reason(text):
+    r"""The text before "because", "since", ..., unless only a label stands there: "the sum, which is 18"."""
+    reason = _REASON.search(text)
+    return text[:reason.start()] if reason and not _LABEL.fullmatch(_tokens(text[:reason.start()])[0]) else text
+
+
+def _bare(text):
+    r"""Without the Markdown around it: **18**; the last star of "20 *" is an operator."""
+    bare = text.strip(" \t\r\n\f*_`")
+    return bare + " *" if text.rstrip().endswith(" *") and text.lstrip()[0] != "*" else bare
 
 
 def _says_something(text):
@@ -167,8 +181,8 @@ _SYMBOLS = r"""\times * \cdot * \div ÷ \pi π \infty ∞ \emptyset ∅ \varnoth
     \dfrac \frac \tfrac \frac \cfrac \frac""".split()  # x \in [0, 1] names a set as x = 5 names a number
 _COMMANDS = {
     **dict(zip(_SYMBOLS[::2], _SYMBOLS[1::2])),
-    **dict.fromkeys(r"""\! \left \right \big \Big \bigl \bigr \Bigl \Bigr \displaystyle \bf \rm \it \tiny \small
-                    \normalsize \large \Large \LARGE \huge \Huge \centering""".split(), ""),
+    **dict.fromkeys(r"""\! \left \right \big \Big \bigl \bigr \Bigl \Bigr \displaystyle \bf \rm \it \tiny \scriptsize
+                    \footnotesize \small \normalsize \large \Large \LARGE \huge \Huge \centering""".split(), ""),
     **dict.fromkeys(r"\, \; \: \quad \qquad \( \) \[ \] \newline".split() + ["\\ "], " "),
     **dict.fromkeys(r"\textbf \textit \textrm \mathrm \mathbf \mathit \mathsf \mathbb \mathcal \mbox \operatorname "
                     r"\boldsymbol \bm \underline \boxed \fbox".split(), r"\text"), r"\$": "$",
@@ -176,17 +190,11 @@ _COMMANDS = {
 _LAYOUT = re.compile(r"\\(?:(?:text)?color(?:box)?|[hv]space)\*?\s*\{[^{}]*\}"
                      r"|\\(?:begin|end)\{(?:align|equation|gather|split)[a-z]*\*?\}")
 _MATH = re.compile(r"\$\$|(?<![\\\d])\$((?:\\.|[^$\\])*)\$(?!\d)")  # $18$ is 18; $18 and "$5 of $20" are money
-_CHARACTERS = str.maketrans("−‐‑‒–—―⁄∕×·⋅∙•’‘′“”″∈⇒⟹⟶➔", "-------//*****'''\"\"\"=→→→→")
+_CHARACTERS = str.maketrans("−‐‑‒–—―⁄∕×·⋅∙•’‘′“”″∈⇒⟹⟶➔", "-------//*****'''\"\"\"=→→→→", "\ufe0f")
 _ARGUMENT = r"\s*(?:\{([^{}]*)\}|([^\s{}\\]))"  # of a command: a group with no group in it, or one character
 _FRAC, _SQRT = re.compile(r"\\frac" + _ARGUMENT * 2), re.compile(r"\\sqrt" + _ARGUMENT)
-_OVER = re.compile(r"\{([^{}]*)\\over\b([^{}]*)\}")
+_OVER = re.compile(r"(?:\{|^)([^{}]*)\\over\b([^{}]*)(?:\}|$)")
 _TEXT, _GROUP = re.compile(r"\\text\s*\{([^{}]*)\}"), re.compile(r"([\^_]\s*|(?<![A-Za-z\]}\s])|^)\{([^{}]*)\}")
-
-
-def _bare(text):
-    r"""Without the Markdown around it: **18**; the last star of "20 *" is an operator."""
-    bare = text.strip(" \t\r\n\f*_`")
-    return bare + " *" if text.rstrip().endswith(" *") and text.lstrip()[0] != "*" else bare
 
 
 def _bracket(text, simple):
@@ -214,7 +222,6 @@ def _plain(text):
         text = text if "matrix" in text or "array" in text else text.replace("\\\\", " ")
         text = _LAYOUT.sub("", text).replace("&=", "=").replace("{,}", ",")
         text = re.sub(r"\\(?:[A-Za-z]+|.)", lambda m: _COMMANDS.get(m.group(), m.group()), text)
-        text = "{" + text + "}" if "\\over" in text else text
         text = re.sub(r"^\s*\{([^{}]*,[^{}]*)\}\s*$", r"⦃\1⦄", text)  # a set written without backslashes
         text = re.sub(r"\^\s*\{?\s*°\s*\}?", "°", text)
         for _ in range(20):  # from the innermost group outwards
@@ -227,14 +234,13 @@ def _plain(text):
             if text == before or "{" not in text and "\\" not in text:
                 break
     text = re.sub(r"(?<![\w)])\*\*|\*\*(?![\w(])", "", text).replace("**", "^")  # bold, or a power between operands
-    text = re.sub(r"[-=]+>", "→", text)
-    text = re.sub(r"\b(?:US|CA|AU|NZ|HK)\$", "$", re.sub(r"\bRs\.", "₹", text))
+    text = re.sub(r"\b(?:US|CA|AU|NZ|HK)\$", "$", re.sub(r"\bRs\.", "₹", re.sub(r"[-=]+>", "→", text)))
     text = re.sub(r"\b([ap])\.\s?m\b\.?", r"\1m", re.sub(r"\bNo\.\s*(?=\d)", "#", text), flags=re.I)
-    text = text.replace("~", " ").replace("\0", " ").strip(" \t\r\n\f").lstrip("→= ")
-    return re.sub(r"\s*\^\s*", "^", re.sub(r"\s{2,}", "  ", text))
+    text = re.sub(r"\s*\^\s*", "^", re.sub(r"\s{2,}", "  ", text.replace("~", " ").replace("\0", " ")))
+    return text.strip(" \t\r\n\f").lstrip("→= ")
 
 
-# --- 3. Numbers: the grammar ------------------------------------------------------------------------------------------
+# --- 3. Numbers: the tokenizer and the grammar -----------------------------------------------------------------------
 
 _DECIMAL = r"(?:(?:[1-9]\d{0,2}(?:,\d{3})+(?!\d)|[1-9]\d{0,2}(?:\ \d{3})+(?!\d|\s*/)|\d+)(?:\.\d*)?|\.\d+)"
 _NUMBER = rf"""(?P<whole>\d+)\s+(?:and\s+)?(?P<top>\d+)\s*/\s*(?P<bottom>\d+)
@@ -244,26 +250,27 @@ _NUMBER = rf"""(?P<whole>\d+)\s+(?:and\s+)?(?P<top>\d+)\s*/\s*(?P<bottom>\d+)
 _TOKEN = re.compile(rf"(?P<number>(?:{_NUMBER})(?!\d)) | (?P<word>[^\W\d_]+(?:'[^\W\d_]+)*(?:\^?[23](?![\d.]))?)"
                     r"| (?P<space>\s+) | (?P<mark>\S)", re.VERBOSE)
 
-_WORDS = {  # the kinds of the words that the grammar knows
-    "c": """not cannot never than least most half halves quarter third thirds fourths fifths tenths twice double triple
-        between squared cubed root plus pi sqrt log ln sin cos tan exp mod factorial over under above below binary base
-        repeating recurring almost nearly""",
-    "f": """the so thus hence therefore then that this it he she they we you i there about approximately exactly roughly
-        around only just definitely obviously also final""",
-    "v": """is are was were be equals equal has have had gets got makes made pays paid costs earns earned spends spent
-        comes amounts needs saves saved sells sold buys bought takes took gives gave uses used leaves left""",
-    "u": "square sq cubic cu", "n": """answer ans total sum profit cost price number amount value result count average product difference remainder
-        rest age length area distance speed score time weight height perimeter volume revenue income salary balance share
-        discount tip tax bill change loss""",
-    "e": "in for from at on by as more less old away altogether th st nd rd", "o": "of to", "p": "per each every",
-    "a": "a an", "m": "minus negative", "h": "maybe perhaps possibly probably", "r": "or", "&": "and", "g": "with where",
-}
-_KINDS = {word: kind for kind, words in _WORDS.items() for word in words.split()}
-_MARKS = {**dict.fromkeys(".'\"\\∠", "."), **dict.fromkeys("≈→", "="), **dict.fromkeys("+-", "-"),
-          **dict.fromkeys("*÷", "*"), **dict.fromkeys("([{", "("), **dict.fromkeys(")]}", ")"),
-          **{mark: mark for mark in ",;:=/^#!√_|"}}
-_ZEROS = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12, "k": 3, "K": 3, "M": 6, "B": 9,
-          "bn": 9}
+# The tokenizer turns each token into one letter, its kind, and the grammar is written in kinds: "Tom has 18 apples left"
+# is "s v 9 w v". Kinds are 9: number, space, mark (itself), u: unit, $: currency, k: scale, x: variable, s: word of three
+# letters, w: longer word or one in another script, ?: anything else, and these:
+_KINDS = {word: kind for kind, words in {
+    "c": """not cannot never than least most half third fourth fifth tenth quarter twice double triple between squared
+        cubed root plus pi sqrt log ln sin cos tan exp mod factorial over under above below binary base repeating
+        recurring nearly hardly barely almost halve""",  # changes the value
+    "f": """the so thus hence therefore then that this it he she they we you i there about roughly around just also
+        final""",  # filler
+    "v": """is are was were be equal has have had get got make made pay paid cost earn earned spend spent come amount need
+        save saved sell sold buy bought take took give gave use used leave left""",  # verb, may end a label
+    "t": """total sum profit price amount distance speed score time weight height length area perimeter volume revenue
+        income salary balance share discount tip tax bill change loss age average""",  # noun: "a total of" is a label
+    "n": "answer ans number value result count product difference remainder rest",  # noun: "the remainder of" is none
+    "e": "in for from at on by as more less old away times altogether th st nd rd",  # ends a unit
+    "o": "of to", "p": "per each every", "a": "a an", "m": "minus negative", "r": "or", "&": "and",
+    "h": "maybe perhaps possibly probably", "g": "with where", "u": "square sq cubic cu",
+}.items() for word in words.split()}
+_MARKS = {**{mark: mark for mark in ",;:=/^#!√_|-*()"}, **dict.fromkeys(".'\"\\∠", "."), "≈": "=", "→": "=", "+": "-",
+          "÷": "*", "[": "(", "{": "(", "]": ")", "}": ")", "%": "u", "°": "u", **dict.fromkeys("$€£¥₹¢", "$")}
+_ZEROS = dict(hundred=2, thousand=3, million=6, billion=9, trillion=12, k=3, K=3, M=6, B=9, bn=9)
 # Each group is one unit and its names; a regular plural needs no entry; "a/b" is a per b.
 _UNIT_NAMES = """dollar $ usd buck | cent ¢ | euro € eur | sterling £ gbp | yen ¥ jpy | rupee ₹ rs inr | franc chf
     | percent % pct | degree ° deg | celsius C | fahrenheit F | meter m metre | kilometer km kilometre
@@ -271,8 +278,9 @@ _UNIT_NAMES = """dollar $ usd buck | cent ¢ | euro € eur | sterling £ gbp | 
     | milligram mg | pound lb | ounce oz | ton tonne | liter L l litre | milliliter mL ml millilitre | gallon gal
     | quart qt | pint pt | cup | newton N | volt V | watt W | joule J | second s sec | minute min | hour h hr | day
     | week wk | month mo | year yr | am | pm | dozen | mile/hour mph | kilometer/hour kph kmh | mile/gallon mpg"""
-_IRREGULAR = {"feet": "foot", "people": "person", "children": "child", "men": "man", "women": "woman"}
+_MONEY = {"dollar", "cent", "euro", "sterling", "yen", "rupee", "franc"}
 _POWERS = {"square": "^2", "sq": "^2", "cubic": "^3", "cu": "^3"}
+_IRREGULAR = {"feet": "foot", "people": "person", "children": "child", "men": "man", "women": "woman"}
 
 
 def _stem(word):
@@ -282,46 +290,50 @@ def _stem(word):
 
 
 _UNITS = {_stem(name): group.split()[0] for group in _UNIT_NAMES.split("|") for name in group.split()}
-_MONEY = {"dollar", "cent", "euro", "sterling", "yen", "rupee", "franc"}
 
 
 def _kind(word, before):
-    r"""One letter for a word; `before` is the kind of the token before it: "m" is a unit in "5 m" only."""
+    r"""The kind of a word; `before` is that of the token before it: "m" is a unit in "5 m" and a variable in "m + 5"."""
     folded = word.casefold()
-    if word in _ZEROS or folded.rstrip("s") in _ZEROS and len(word) > 1:
+    singular = folded[:-1] if folded.endswith("s") else folded
+    if word in _ZEROS or len(word) > 2 and singular in _ZEROS:
         return "k"
     unit = _UNITS.get(_stem(word.rstrip("^23")))
     if unit and (len(word) > 1 or before in "9k/$u"):
         return "$" if unit in _MONEY and len(word) < 4 else "u"
-    if folded in _KINDS or word[-1] in "23^" or folded.endswith("n't"):
-        return _KINDS.get(folded, "?" if "^" in word else "x" if word.isalnum() else "c")
+    if folded in _KINDS or singular in _KINDS:
+        return _KINDS.get(folded) or _KINDS[singular]
+    if "^" in word or folded.endswith("n't"):
+        return "?" if "^" in word else "c"
     if re.match("[a-zα-ω]", folded) and len(word) < 4:
         return "s" if len(word) == 3 else "x"
-    return "g" if folded.endswith("ing") else "w"
+    return "g" if folded.endswith("ing") else "f" if folded.endswith("ly") else "w"
 
 
 def _tokens(text):
-    r"""The kinds of all tokens as one string, on which the grammar is written, and their texts."""
+    r"""The kinds of all tokens, as one string, and their texts."""
     kinds, texts, before = "", [], "?"
     for match in _TOKEN.finditer(text):
-        word = match.group()
-        kind = ("9" if match["number"] else " " if match["space"] else _kind(word, before) if match["word"]
-                else "u" if word in "%°" else "$" if word in _UNITS else _MARKS.get(word, "?"))
+        word, group = match.group(), match.lastgroup
+        kind = {"number": "9", "space": " "}.get(group) or (
+            _kind(word, before) if group == "word" else _MARKS.get(word, "?"))
         kinds, before = kinds + kind, before if kind == " " else kind
         texts.append(word)
     return kinds, texts
 
 
-_ANY = "wsgnvfheopau$k&"  # all words but those that change a value, and variables
-_LABEL = rf"(?:[{_ANY}x.,:() ]*[nv:](?: o)?)?[fah.,:# ]*"
-_SIGN = r"(?:(?:(?<![^ :])-|^- |^m |(?<=[v:] )m )?(?:\$ ?)*|\$ ?-)"
-_UNIT = rf"(?:[uwe$]|(?<=[ .-])[{_ANY}]|[ .]|(?<=[a-z9])-(?=[a-z])|(?<! )/)*"
-_EXPLANATION = (rf"[,;:( ]?[,;:(][{_ANY}.,;:() -]*"  # words only
+# The grammar of the header, in kinds. All words but variables and those that change the value:
+_ANY = "wsgntvfheopau$k&"
+_LABEL = re.compile(rf"(?:[{_ANY}x.,:()\ ]*(?:[ntv:]|[tv]\ o))?[fah.,:#\ ]*")
+_SIGN = r"(?:(?:(?<![^ :])-|^- |^m |(?<=[v:] )m )?(?:\$ ?)*|\$ ?-)"  # Total: -5; but Total - 5 and x-5 are calculations
+_UNIT = rf"(?:[uwe$]|(?<=[ .-])[{_ANY}]|[ .]|(?<=[a-z9])-(?=[a-z])|(?<! )/)*"  # 18apples, but not 18abc
+_EXPLANATION = (rf" ?[,;:(][{_ANY}.,;:() -]*"
                 rf"| \((?![rhx&])[^()]*(?:\([^()]*\)[^()]*)*\)[{_ANY}. ]*| ?: (?![rh&]|9$).*|, ?g.*")
-_QUANTITY = re.compile(rf"(?P<label>{_LABEL})(?P<sign>{_SIGN})(?<![a-z])(?P<number>9)(?P<scale>(?: ?k)*)(?P<unit>{_UNIT})"
-                       rf"(?P<rest>{_EXPLANATION})?")
+_QUANTITY = re.compile(rf"(?P<label>{_LABEL.pattern})(?P<sign>{_SIGN})(?<![a-z])(?P<number>9)(?P<scale>(?: ?k)*)"
+                       rf"(?P<unit>{_UNIT})(?P<rest>{_EXPLANATION})?")
 _NAME = re.compile(rf"[{_ANY}cmx.,:()/*^√_|# -]*")
-_CALCULATION = re.compile(rf"(?! ?[*/^])(?:[9{_ANY}cm.()\-*/^!√_|: ]|,(?=[^()]*\))|(?<=9 )x(?= ?9)|x(?=[(_]))*(?<![-*/^])")
+_CALCULATION = re.compile(rf"(?! ?[*/^])(?:[9{_ANY}cm.()\-*/^!√_|: ]|,(?=[^()]*\))"
+                          r"|(?<=9 )x(?= ?9)|x(?=[(_]))*(?<![-*/^])")  # 3 x 4, f(2), a_1; not 2x, not 20 -
 
 
 class _Quantity(NamedTuple):
@@ -333,7 +345,7 @@ class _Quantity(NamedTuple):
 
 
 def _value(text, sign):
-    r"""The exact value of a number; None for a zero denominator, 1 5/2, or a power of ten past all reason."""
+    r"""number: its exact value; None for a zero denominator, 1 5/2, or a power of ten past all reason."""
     part = re.fullmatch(_NUMBER, text, re.VERBOSE).groupdict()
     power = int(part["power"] or part["exponent"] or 0)
     value = _exact(part["decimal"] or part["numerator"] or part["mantissa"] or part["whole"] or "1")
@@ -350,8 +362,8 @@ def _exact(decimal):
     return Fraction(int((whole + part) or "0"), 10 ** len(part))
 
 
-def _units(kinds, texts):
-    r"""What the words behind a number name, and per what: "red apples each day" -> ["red", "appl"], ["day"]."""
+def _unit(kinds, texts):
+    r"""unit: what is counted, and per what: "red apples each day" -> {"red", "appl"}, {"day"}."""
     what, per, power = [], [], ""
     words = what
     for kind, text in zip(kinds, texts):
@@ -361,64 +373,59 @@ def _units(kinds, texts):
             words = []  # the unit has ended: 18 apples left for Tom
         elif text.casefold() in _POWERS:
             power = _POWERS[text.casefold()]
-        elif kind in "wsnu$":
+        elif kind in "wsntu$":
             bare = text.rstrip("^23")
             name, *rate = _UNITS.get(_stem(bare), _stem(bare)).split("/")
             words.append(name + power + "^" * (bare != text) + text[len(bare):].lstrip("^"))
-            per += rate
-            power = ""
-    return what, per
+            per, power = per + rate if rate else per, ""
+    what = what or ["inch"] * (texts == [" ", "in"])
+    known = [word for word in what if word.partition("^")[0] in _UNITS.values()]
+    return frozenset(known or what), frozenset(per)
 
 
 def _quantity(kinds, texts):
-    r"""[label] [sign] number {scale} [unit] [explanation]: what is read, and the explanation's tokens; else None, ""."""
+    r"""quantity: what is read, and the kinds of its explanation; None and "" where the tokens are no quantity."""
     match = _QUANTITY.fullmatch(kinds)
     if not match:
         return None, ""
     part = {name: texts[slice(*match.span(name))] for name in match.groupdict()}
-    value = _value(part["number"][0], "".join(part["sign"]).strip(" $")[:8])
-    rest = match["rest"] or ""
+    number, rest = part["number"][0], match["rest"] or ""
+    signs = [text.casefold() for text in part["sign"] if text.casefold() in ("-", "minus", "negative")]
+    value = _value(number, *signs or [""])
     if value is None or rest == " (9)" and value != _value(part["rest"][2], ""):  # 18 (20) are two answers
         return None, ""
-    for word in "".join(part["scale"]).split():
-        value *= 10 ** _ZEROS.get(word, _ZEROS.get(word.casefold().rstrip("s"), 0))
-    what, per = _units(match["sign"] + match["unit"], part["sign"] + part["unit"])
-    what = what or ["inch"] * (part["unit"] == [" ", "in"])
-    known = [word for word in what if word.partition("^")[0] in _UNITS.values()]
-    return _Quantity(value, frozenset(known or what), frozenset(per), "", part["number"][0].partition("/")[1] == "/"), rest
+    for word in part["scale"]:
+        value *= 10 ** (_ZEROS.get(word) or _ZEROS.get(word.casefold().rstrip("s"), 0))
+    unit, rate = _unit(match["sign"] + match["unit"], part["sign"] + part["unit"])
+    return _Quantity(value, unit, rate, is_fraction=bool(re.match(r"\S+ ?/", number))), rest
 
 
 def _sides(kinds, texts):
-    r"""The sides of a chain: split at "=" outside brackets, without the spaces and the brackets around a side."""
-    start, depth = 0, 0
-    for i, kind in enumerate(kinds + "="):
-        depth += (kind == "(") - (kind == ")")
-        if kind == "=" and (depth == 0 or i == len(kinds)):
-            end = i
-            while start < end and kinds[start] == " ":
-                start += 1
-            while start < end and kinds[end - 1] == " ":
-                end -= 1
-            if re.fullmatch(r"\([^(),]*9[^(),]*\)", kinds[start:end]) and "," not in "".join(texts[start:end]):
-                start, end = start + 1, end - 1
-            yield kinds[start:end], texts[start:end], texts[i] if i < len(kinds) else ""
-            start = i + 1
+    r"""The sides of a chain and the sign of equality behind each: split outside brackets, and (18) without its own."""
+    masked = re.sub(r"\([^()]*\)", lambda inside: inside.group().replace("=", "?"), kinds)
+    for match in re.finditer(r" *([^=]*?) *(=|$)", masked):
+        start, end = match.span(1)
+        if re.fullmatch(r"\([^(),]*9[^(),]*\)", kinds[start:end]) and "," not in "".join(texts[start:end]):
+            start, end = start + 1, end - 1
+        yield kinds[start:end], texts[start:end], texts[match.start(2)] if match[2] else ""
+        if not match[2]:
+            return
 
 
 def _chain(text):
-    r"""The quantities among the sides of a chain; [] where a side is neither that nor a calculation nor a name."""
+    r"""chain: the quantities among its sides; [] where a side is neither that nor a calculation nor a name."""
     if text.isdecimal():
         return [_Quantity(Fraction(int(text)))]
-    kinds, texts = _tokens(re.sub(r"^\s*\(?[A-Ha-h]\)\s*(?=\S)", "", text))  # without a choice: "(C) 18"
     found, name, equality = [], "", ""
-    for i, (kinds, texts, following) in enumerate(_sides(kinds, texts)):
+    tokens = _tokens(re.sub(r"^\s*\(?[A-Ha-h]\)\s*(?=\S)", "", text))  # without the letter of a choice: "(C) 18"
+    for i, (kinds, texts, following) in enumerate(_sides(*tokens)):
         found = [] if equality == "≈" else found  # 37.5 ≈ 38 is 38
         quantity, rest = _quantity(kinds, texts)
         if quantity and (not following or not rest or rest.lstrip()[0] in ":,"):
             found.append(quantity._replace(name=name))
             if rest:
-                return found
-        elif not (kinds or i == 0) or not (_NAME.fullmatch(kinds) or _CALCULATION.fullmatch(kinds)) or i and "&" in kinds:
+                return found  # "18: 9 * 2 = 18": all that follows is the explanation
+        elif i and (not kinds or "&" in kinds) or not (_NAME.fullmatch(kinds) or _CALCULATION.fullmatch(kinds)):
             return []
         elif i == 0 and not re.search("[a-wyz]", kinds):
             name = "".join(texts).replace(" ", "")
@@ -436,6 +443,15 @@ def _number(text):
 
 # --- 4. Equivalence --------------------------------------------------------------------------------------------------
 
+_CLOSING = {"(": ")]", "[": ")]", "⦃": "⦄"}
+_CHOICE = re.compile(r"(?:(?:option|choice)\s+)?\(?([a-z])(?:$|\)|[.:](?=\s|$)).*", re.I | re.DOTALL)
+_EXPLAINED = re.compile(r"(yes|no|true|false)\s*[,;:.(-](?!.*\b(?:or|but|no|yes|maybe)\b).*"  # Yes, it is
+                        r"|([^\W\d_]{2,}(?:\ [^\W\d_]+)*)\s+\((?!or\b).*\)", re.I)  # Monday (2 days later)
+_SEPARATOR = re.compile(r"[,;&|]|\b(?:and|to|through|until)\b", re.I)
+_RANGE = re.compile(r"[-+]?[\d.,/]+%?\s*(?:-|\.{2,})\s*[-+]?[\d.,/]+%?(?!\s*-\s*\d)")  # 5-10, not 2024-01-05
+_LEFT = re.compile(r"(?:[^\W\d]|(?<=[\w(])\d|[\s()+,'|∠:=\\])+")  # x, f(2), a + b, \angle ABC; not 2x, not x^2
+
+
 def _same_value(x, y):
     r"""Equal, or a percentage and its number or fraction: 50% is 50 and 1/2."""
     x, y = (y, x) if "percent" in y.unit else (x, y)
@@ -443,34 +459,14 @@ def _same_value(x, y):
 
 
 def _same_unit(x, y):
-    r"""Do the units agree? They do where one side has none; only "per" makes miles another unit than miles an hour."""
+    r"""Do the units agree? They do where one side has none; $18 a day is $18, but miles an hour are no miles."""
     if not (x.unit and y.unit):
         return True
     if not (x.unit <= y.unit or y.unit <= x.unit):
         return False
     if x.rate and y.rate:
         return x.rate <= y.rate or y.rate <= x.rate
-    return x.rate == y.rate or not x.unit <= set(_UNITS.values()) - _MONEY  # $18 a day is $18
-
-
-_REASON = re.compile(r"""(?<=\S) (?: (?:[,;:]?\s+(?:[(—–-]+\s*)?|\() (?:because|since|so|which|given|rather\ than|instead\ of|due\ to
-                                                          |thus|hence|therefore)\b
-                                | [,;(]\s*(?:not|as)\b )""", re.VERBOSE | re.I)
-_CLOSING = {"(": ")]", "[": ")]", "⦃": "⦄"}
-_CHOICE = re.compile(r"(?:(?:option|choice)\s+)?\(?([a-z])(?:$|\)|[.:](?=\s|$)).*", re.I | re.DOTALL)
-_SEPARATOR = re.compile(r"[,;&|]|\b(?:and|to|through|until)\b", re.I)
-_RANGE = re.compile(r"[-+]?[\d.,/]+%?\s*(?:-|\.{2,})\s*[-+]?[\d.,/]+%?(?!\s*-\s*\d)")  # 5-10, not 2024-01-05
-_EXPLAINED = re.compile(r"(yes|no|true|false)\s*[,;:.(-](?!.*\b(?:or|but|no|yes|maybe)\b).*"
-                        r"|([^\W\d_]{2,}(?:\ [^\W\d_]+)*)\s+\((?!or\b).*\)", re.I)
-_LEFT_NAME = re.compile(r"(?:[^\W\d]|(?<=[\w(])\d|[\s()+,'|∠:=\\])+")  # x, f(2), a + b, \angle ABC; not 2x, not x^2
-
-
-def _without_reason(text):
-    r"""The text before "because", "since", ...; a label alone stands before no explanation: "The sum, which is 18"."""
-    reason = _REASON.search(text)
-    if reason and not re.fullmatch(_LABEL, _tokens(text[:reason.start()])[0]):
-        return text[:reason.start()]
-    return text
+    return x.rate == y.rate or not x.unit <= set(_UNITS.values()) - _MONEY
 
 
 def _items(text):
@@ -544,7 +540,7 @@ def is_equivalent(answer, gold):
         if choice and len(one.strip(".:")) > 1 and re.fullmatch(r"\(?[A-Za-z]\)?[.:]?", other):  # C, (C), "C) 18"
             return choice[1].casefold() == other.strip("().:").casefold()
     if ("=" in a) != ("=" in b):  # "y = 2x + 3" and "2x + 3"; where both have a name, it must be the same
-        a, b = (rest if _LEFT_NAME.fullmatch(name) else text
+        a, b = (rest if _LEFT.fullmatch(name) else text
                 for text in (a, b) for name, _, rest in [text.rpartition("=")])
     left = _canonical(a)
     return left != "" and left == _canonical(b)
