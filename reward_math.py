@@ -250,17 +250,17 @@ _NUMBER = rf"""(?P<whole>\d+)\s+(?:and\s+)?(?P<top>\d+)\s*/\s*(?P<bottom>\d+)
 _TOKEN = re.compile(rf"(?P<number>(?:{_NUMBER})(?!\d)) | (?P<word>[^\W\d_]+(?:'[^\W\d_]+)*(?:\^?[23](?![\d.]))?)"
                     r"| (?P<space>\s+) | (?P<mark>\S)", re.VERBOSE)
 
-# The tokenizer turns each token into one letter, its kind, and the grammar is written in kinds: "Tom has 18 apples left"
-# is "s v 9 w v". Kinds are 9: number, space, mark (itself), u: unit, $: currency, k: scale, x: variable, s: word of three
-# letters, w: longer word or one in another script, ?: anything else, and these:
+# The tokenizer gives each token a kind, one letter, and the grammar is written in kinds: "Tom has 18 apples left" is
+# "s v 9 w v". Kinds are 9: number, u: unit, $: currency, k: scale, x: variable, s: word of three letters, w: a longer
+# one or one in another script, a space or a mark: itself, ?: anything else, and these:
 _KINDS = {word: kind for kind, words in {
     "c": """not cannot never than least most half third fourth fifth tenth quarter twice double triple between squared
         cubed root plus pi sqrt log ln sin cos tan exp mod factorial over under above below binary base repeating
         recurring nearly hardly barely almost halve""",  # changes the value
     "f": """the so thus hence therefore then that this it he she they we you i there about roughly around just also
         final""",  # filler
-    "v": """is are was were be equal has have had get got make made pay paid cost earn earned spend spent come amount need
-        save saved sell sold buy bought take took give gave use used leave left""",  # verb, may end a label
+    "v": """is are was were be equal has have had get got make made pay paid cost earn earned spend spent come amount
+        need save saved sell sold buy bought take took give gave use used leave left""",  # verb, may end a label
     "t": """total sum profit price amount distance speed score time weight height length area perimeter volume revenue
         income salary balance share discount tip tax bill change loss age average""",  # noun: "a total of" is a label
     "n": "answer ans number value result count product difference remainder rest",  # noun: "the remainder of" is none
@@ -274,10 +274,11 @@ _ZEROS = dict(hundred=2, thousand=3, million=6, billion=9, trillion=12, k=3, K=3
 # Each group is one unit and its names; a regular plural needs no entry; "a/b" is a per b.
 _UNIT_NAMES = """dollar $ usd buck | cent ¢ | euro € eur | sterling £ gbp | yen ¥ jpy | rupee ₹ rs inr | franc chf
     | percent % pct | degree ° deg | celsius C | fahrenheit F | meter m metre | kilometer km kilometre
-    | centimeter cm centimetre | millimeter mm millimetre | mile mi | foot ft | inch | yard yd | gram g | kilogram kg kilo
-    | milligram mg | pound lb | ounce oz | ton tonne | liter L l litre | milliliter mL ml millilitre | gallon gal
-    | quart qt | pint pt | cup | newton N | volt V | watt W | joule J | second s sec | minute min | hour h hr | day
-    | week wk | month mo | year yr | am | pm | dozen | mile/hour mph | kilometer/hour kph kmh | mile/gallon mpg"""
+    | centimeter cm centimetre | millimeter mm millimetre | mile mi | foot ft | inch | yard yd | gram g
+    | kilogram kg kilo | milligram mg | pound lb | ounce oz | ton tonne | liter L l litre | milliliter mL ml millilitre
+    | gallon gal | quart qt | pint pt | cup | newton N | volt V | watt W | joule J | second s sec
+    | minute min | hour h hr | day | week wk | month mo | year yr | am | pm | dozen
+    | mile/hour mph | kilometer/hour kph kmh | mile/gallon mpg"""
 _MONEY = {"dollar", "cent", "euro", "sterling", "yen", "rupee", "franc"}
 _POWERS = {"square": "^2", "sq": "^2", "cubic": "^3", "cu": "^3"}
 _IRREGULAR = {"feet": "foot", "people": "person", "children": "child", "men": "man", "women": "woman"}
@@ -293,7 +294,7 @@ _UNITS = {_stem(name): group.split()[0] for group in _UNIT_NAMES.split("|") for 
 
 
 def _kind(word, before):
-    r"""The kind of a word; `before` is that of the token before it: "m" is a unit in "5 m" and a variable in "m + 5"."""
+    r"""The kind of a word; `before` is that of the token before it: "m" is a unit in "5 m", a variable in "m + 5"."""
     folded = word.casefold()
     singular = folded[:-1] if folded.endswith("s") else folded
     if word in _ZEROS or len(word) > 2 and singular in _ZEROS:
@@ -324,7 +325,7 @@ def _tokens(text):
 
 # The grammar of the header, in kinds. All words but variables and those that change the value:
 _ANY = "wsgntvfheopau$k&"
-_LABEL = re.compile(rf"(?:[{_ANY}x.,:()\ ]*(?:[ntv:]|[tv]\ o))?[fah.,:#\ ]*")
+_LABEL = re.compile(rf"(?:[{_ANY}x.,:()\ ]*(?:[ntv:]|[tv]\ o))?[fah.,#\ ]*")
 _SIGN = r"(?:(?:(?<![^ :])-|^- |^m |(?<=[v:] )m )?(?:\$ ?)*|\$ ?-)"  # Total: -5; but Total - 5 and x-5 are calculations
 _UNIT = rf"(?:[uwe$]|(?<=[ .-])[{_ANY}]|[ .]|(?<=[a-z9])-(?=[a-z])|(?<! )/)*"  # 18apples, but not 18abc
 _EXPLANATION = (rf" ?[,;:(][{_ANY}.,;:() -]*"
@@ -434,7 +435,7 @@ def _chain(text):
 
 
 def _number(text):
-    r"""Reads plain text as one number, else None: "2 million people" -> 2,000,000; "18 + 2", "18x", "18 = 20" -> None."""
+    r"""Plain text as one number, else None: "2 million people" -> 2,000,000; "18 + 2", "18x", "18 = 20" -> None."""
     found = _chain(text)
     plain = [quantity for quantity in found if not quantity.is_fraction] or found
     agreed = all(_same_value(quantity, plain[-1]) or not _same_unit(quantity, plain[-1]) for quantity in plain)
