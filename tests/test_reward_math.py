@@ -540,8 +540,8 @@ TEMPLATES = ["**Final Answer**\n\n{}", "## Final Answer\n{}", "Final Answer\n{}"
 NO_TEMPLATES = ["Plans: {}", "**Final Answers**\n{}", "<answers>{}</answers>", "答案 {}", "Trans: {}",
                 "<answer></answer>{}"]
 PIECES_OF_RULES = ["Answer: ", "Ans: ", "<answer>", "</answer>", "#### ", "\\boxed{", "}", "The answer is ", "18", "20",
-                   "-", "*", "/", "=", "→", "(", ")", ":", ", ", " ", " ", "because ", "apples", "km", "%", "per ", "a ",
-                   "x", "at least ", "Total: ", "and ", "1/2", "or ", "half of ", "million ", "with ", "\\over ",
+                   "-", "*", "/", "=", "→", "(", ")", ":", ", ", " ", " ", "because ", "apples", "km", "%", "per ",
+                   "a ", "x", "at least ", "Total: ", "and ", "1/2", "or ", "half of ", "million ", "with ", "\\over ",
                    "\\\\", "|", "\\color{red}", "$", "√", "^2", "_", "≈"]
 
 
@@ -741,7 +741,7 @@ def test_an_end_mark_changes_nothing(end):
 
 def test_fuzz_of_the_rules():
     rng = random.Random(0)
-    for _ in range(1500):
+    for _ in range(300):
         text = "".join(rng.choices(PIECES_OF_RULES, k=rng.randrange(1, 25)))
         answer = extract_answer(text)
         assert answer is None or answer.strip()
