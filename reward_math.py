@@ -70,12 +70,13 @@ _SENTENCE_END = re.compile(r"""[\r\n。] | </answer>
       (?= [\s*_`"'”’)\]}$<[] | \\[\])] | [A-Z][a-z] | $ )  # not in 3.5, .5 or p.m.
       (?!\s*=)                                            # not in 5! = 120""", re.VERBOSE)
 _REMARK = re.compile(r"""(?:indeed\ )?(?:correct|right|reasonable|consistent|valid|verified|confirmed|plausible|sensible
-    |accurate|exact|given|found|obtained|expected|supposed|less|more|within|in|at)\b | $""", re.VERBOSE | re.I)
+    |accurate|exact|given|found|obtained|expected|supposed|clear|obvious|unique|well|less
+    |more|within|in|at)\b | $""", re.VERBOSE | re.I)
 _TAG = re.compile(r"<<[^<>]*>>|</?[|｜]?(?:0x\w|[A-Za-z_])[\w▁-]*[|｜]?>|\[/?(?:EOS|INST|s|end of text)\]")  # </s>
-_BARS = re.compile(r"^\|\s|\s\||^[^|]*\|$")  # of a table, not of |5|
+_BARS = re.compile(r"^\|+\s+|\s+\|+$")  # of a table, not of |5|
 _REASON = re.compile(r"""(?<=\S) (?: (?:[,;:]?\s+(?:[(—–-]+\s*)?|\() (?:because|since|so|which|given|rather\ than
                                          |instead\ of|due\ to|thus|hence|therefore)\b
-                                | [,;(]\s*(?:not|as)\b )""", re.VERBOSE | re.I)
+                                | [,;(]\s*(?:not|as|who|where|when)\b )""", re.VERBOSE | re.I)
 
 
 def _find(text):
@@ -150,7 +151,7 @@ def _trim(text):
     if len(text) > LONGEST_ANSWER:
         return ""
     text = _without_reason(_TAG.sub(" ", text)).strip()
-    text = _BARS.sub(lambda bar: bar.group().replace("|", " "), text) if text.count("|") < 3 else text
+    text = _BARS.sub("", text)
     text = _bare(re.sub(r"[.,;:!?。\"'”]+$", "", _bare(text.strip(" \t\f\"'“”"))).lstrip(": "))
     text = text.strip("$") if text[:1] == "$" == text[-1:] else text
     text = text[1:-1].strip() if text[:1] == "<" and text[-1:] == ">" else text  # a template's <answer>, filled in
@@ -251,16 +252,17 @@ _TOKEN = re.compile(rf"(?P<number>(?:{_NUMBER})(?!\d)) | (?P<word>[^\W\d_]+(?:'[
                     r"| (?P<space>\s+) | (?P<mark>\S)", re.VERBOSE)
 
 # The tokenizer gives each token a kind, one letter, and the grammar is written in kinds: "Tom has 18 apples left" is
-# "s v 9 w v". Kinds are 9: number, u: unit, $: currency, k: scale, x: variable, s: word of three letters, w: a longer
-# one or one in another script, a space or a mark: itself, ?: anything else, and these:
+# "s v 9 w v". Kinds are 9: number, u: unit, $: currency, k: scale, x: variable, y: a power of one, s: word of three
+# letters, w: a longer one or one in another script, a space or a mark: itself, ?: anything else, and these:
 _KINDS = {word: kind for kind, words in {
     "c": """not cannot never than least most half third fourth fifth tenth quarter twice double triple between squared
         cubed root plus pi sqrt log ln sin cos tan exp mod factorial over under above below binary base repeating
-        recurring nearly hardly barely almost halve""",  # changes the value
-    "f": """the so thus hence therefore then that this it he she they we you i there about roughly around just also
+        recurring nearly hardly barely almost halve ish""",  # changes the value
+    "f": """the so thus hence therefore then that this it he she they we you i there about approx around just also
         final""",  # filler
     "v": """is are was were be equal has have had get got make made pay paid cost earn earned spend spent come amount
-        need save saved sell sold buy bought take took give gave use used leave left""",  # verb, may end a label
+        need save saved sell sold buy bought take took give gave use used leave left ran
+        went drove ate lost won""",  # verb, may end a label
     "t": """total sum profit price amount distance speed score time weight height length area perimeter volume revenue
         income salary balance share discount tip tax bill change loss age average""",  # noun: "a total of" is a label
     "n": "answer ans number value result count product difference remainder rest",  # noun: "the remainder of" is none
@@ -300,15 +302,15 @@ def _kind(word, before):
     if word in _ZEROS or len(word) > 2 and singular in _ZEROS:
         return "k"
     unit = _UNITS.get(_stem(word.rstrip("^23")))
-    if unit and (len(word) > 1 or before in "9k/$u"):
+    if unit and (len(word) > 1 or before in "9k/$up"):
         return "$" if unit in _MONEY and len(word) < 4 else "u"
     if folded in _KINDS or singular in _KINDS:
         return _KINDS.get(folded) or _KINDS[singular]
     if "^" in word or folded.endswith("n't"):
-        return "?" if "^" in word else "c"
+        return "y" if "^" in word else "c"
     if re.match("[a-zα-ω]", folded) and len(word) < 4:
         return "s" if len(word) == 3 else "x"
-    return "g" if folded.endswith("ing") else "f" if folded.endswith("ly") else "w"
+    return {"ing": "g", "ed": "v", "ly": "f"}.get((re.search("(?:ing|ed|ly)$", folded) or [""])[0], "w")
 
 
 def _tokens(text):
@@ -318,7 +320,7 @@ def _tokens(text):
         word, group = match.group(), match.lastgroup
         kind = {"number": "9", "space": " "}.get(group) or (
             _kind(word, before) if group == "word" else _MARKS.get(word, "?"))
-        kinds, before = kinds + kind, before if kind == " " else kind
+        kinds, before = kinds + kind, before if kind in " ." else kind
         texts.append(word)
     return kinds, texts
 
@@ -328,13 +330,14 @@ _ANY = "wsgntvfheopau$k&"
 _LABEL = re.compile(rf"(?:[{_ANY}x.,:()\ ]*(?:[ntv:]|[tv]\ o))?[fah.,#\ ]*")
 _SIGN = r"(?:(?:(?<![^ :])-|^- |^m |(?<=[v:] )m )?(?:\$ ?)*|\$ ?-)"  # Total: -5; but Total - 5 and x-5 are calculations
 _UNIT = rf"(?:[uwe$]|(?<=[ .-])[{_ANY}]|[ .]|(?<=[a-z9])-(?=[a-z])|(?<! )/)*"  # 18apples, but not 18abc
-_EXPLANATION = (rf" ?[,;:(][{_ANY}.,;:() -]*"
+_EXPLANATION = (rf" ?[,;:(|][{_ANY}.,;:()| -]*"
                 rf"| \((?![rhx&])[^()]*(?:\([^()]*\)[^()]*)*\)[{_ANY}. ]*| ?: (?![rh&]|9$).*|, ?g.*")
 _QUANTITY = re.compile(rf"(?P<label>{_LABEL.pattern})(?P<sign>{_SIGN})(?<![a-z])(?P<number>9)(?P<scale>(?: ?k)*)"
                        rf"(?P<unit>{_UNIT})(?P<rest>{_EXPLANATION})?")
 _NAME = re.compile(rf"[{_ANY}cmx.,:()/*^√_|# -]*")
 _CALCULATION = re.compile(rf"(?! ?[*/^])(?:[9{_ANY}cm.()\-*/^!√_|: ]|,(?=[^()]*\))"
                           r"|(?<=9 )x(?= ?9)|x(?=[(_]))*(?<![-*/^])")  # 3 x 4, f(2), a_1; not 2x, not 20 -
+_FORMULA = re.compile(rf"(?! ?[*/^])[9{_ANY}cmxy.()\-*/^!√_|: ]*(?<![-*/^])")  # behind a name only: A = pi r^2 = 18
 
 
 class _Quantity(NamedTuple):
@@ -426,9 +429,10 @@ def _chain(text):
             found.append(quantity._replace(name=name))
             if rest:
                 return found  # "18: 9 * 2 = 18": all that follows is the explanation
-        elif i and (not kinds or "&" in kinds) or not (_NAME.fullmatch(kinds) or _CALCULATION.fullmatch(kinds)):
+        elif i and (not kinds or "&" in kinds) or not (_NAME.fullmatch(kinds) or _CALCULATION.fullmatch(kinds)
+                                                       or name and _FORMULA.fullmatch(kinds)):
             return []
-        elif i == 0 and not re.search("[a-wyz]", kinds):
+        elif i == 0 and not re.search("[b-wyz]", kinds):
             name = "".join(texts).replace(" ", "")
         equality = following
     return found
