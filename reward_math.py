@@ -261,8 +261,8 @@ _KINDS = {word: kind for kind, words in {
     "f": """the so thus hence therefore then that this it he she they we you i there about approx around just also
         final""",  # filler
     "v": """is are was were be equal has have had get got make made pay paid cost earn earned spend spent come amount
-        need save saved sell sold buy bought take took give gave use used leave left ran
-        went drove ate lost won""",  # verb, may end a label
+        need save saved sell sold buy bought take took give gave use used leave left ran went drove ate lost
+        won""",  # verb, may end a label
     "t": """total sum profit price amount distance speed score time weight height length area perimeter volume revenue
         income salary balance share discount tip tax bill change loss age average""",  # noun: "a total of" is a label
     "n": "answer ans number value result count product difference remainder rest",  # noun: "the remainder of" is none
@@ -331,7 +331,7 @@ _LABEL = re.compile(rf"(?:[{_ANY}x.,:()\ ]*(?:[ntv:]|[tv]\ o))?[fah.,#\ ]*")
 _SIGN = r"(?:(?:(?<![^ :])-|^- |^m |(?<=[v:] )m )?(?:\$ ?)*|\$ ?-)"  # Total: -5; but Total - 5 and x-5 are calculations
 _UNIT = rf"(?:[uwe$]|(?<=[ .-])[{_ANY}]|[ .]|(?<=[a-z9])-(?=[a-z])|(?<! )/)*"  # 18apples, but not 18abc
 _EXPLANATION = (rf" ?[,;:(|][{_ANY}.,;:()| -]*"
-                rf"| \((?![rhx&])[^()]*(?:\([^()]*\)[^()]*)*\)[{_ANY}. ]*| ?: (?![rh&]|9$).*|, ?g.*")
+                rf"| \((?![rhx&])[^()]*(?:\([^()]*\)[^()]*)*\)[{_ANY}. ]*| ?: (?![rh&]|[ $-]*9$).*|, ?g.*")
 _QUANTITY = re.compile(rf"(?P<label>{_LABEL.pattern})(?P<sign>{_SIGN})(?<![a-z])(?P<number>9)(?P<scale>(?: ?k)*)"
                        rf"(?P<unit>{_UNIT})(?P<rest>{_EXPLANATION})?")
 _NAME = re.compile(rf"[{_ANY}cmx.,:()/*^√_|# -]*")
@@ -381,7 +381,8 @@ def _unit(kinds, texts):
             bare = text.rstrip("^23")
             name, *rate = _UNITS.get(_stem(bare), _stem(bare)).split("/")
             words.append(name + power + "^" * (bare != text) + text[len(bare):].lstrip("^"))
-            per, power = per + rate if rate else per, ""
+            per += rate
+            power = ""
     what = what or ["inch"] * (texts == [" ", "in"])
     known = [word for word in what if word.partition("^")[0] in _UNITS.values()]
     return frozenset(known or what), frozenset(per)
@@ -396,8 +397,8 @@ def _quantity(kinds, texts):
     number, rest = part["number"][0], match["rest"] or ""
     signs = [text.casefold() for text in part["sign"] if text.casefold() in ("-", "minus", "negative")]
     value = _value(number, *signs or [""])
-    if value is None or rest == " (9)" and value != _value(part["rest"][2], ""):  # 18 (20) are two answers
-        return None, ""
+    if value is None or re.fullmatch(r" \([ $-]*9 ?\)", rest) and value != _value(part["rest"][rest.index("9")], ""):
+        return None, ""  # 18 (20) are two answers
     for word in part["scale"]:
         value *= 10 ** (_ZEROS.get(word) or _ZEROS.get(word.casefold().rstrip("s"), 0))
     unit, rate = _unit(match["sign"] + match["unit"], part["sign"] + part["unit"])

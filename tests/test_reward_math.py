@@ -666,7 +666,7 @@ def test_units_by_meaning(names):
     for name in names:
         assert_read(f"5 {name}", "5", *(f"5 {other}" for other in names), wrong=["6", "x"])
         for others in UNITS:
-            for other in others if others is not names else ():
+            for other in others if others != names else ():
                 assert not is_equivalent(f"5 {name}", f"5 {other}"), (name, other)
 
 
