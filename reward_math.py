@@ -293,6 +293,7 @@ def _stem(word):
 
 
 _UNITS = {_stem(name): group.split()[0] for group in _UNIT_NAMES.split("|") for name in group.split()}
+_KNOWN = set(_UNITS.values())
 
 
 def _kind(word, before):
@@ -384,7 +385,7 @@ def _unit(kinds, texts):
             per += rate
             power = ""
     what = what or ["inch"] * (texts == [" ", "in"])
-    known = [word for word in what if word.partition("^")[0] in _UNITS.values()]
+    known = [word for word in what if word.partition("^")[0] in _KNOWN]
     return frozenset(known or what), frozenset(per)
 
 
@@ -472,7 +473,7 @@ def _same_unit(x, y):
         return False
     if x.rate and y.rate:
         return x.rate <= y.rate or y.rate <= x.rate
-    return x.rate == y.rate or not x.unit <= set(_UNITS.values()) - _MONEY
+    return x.rate == y.rate or not x.unit <= _KNOWN - _MONEY
 
 
 def _items(text):
