@@ -1,26 +1,44 @@
 r"""Is this answer right? The reward of reinforcement learning with verifiable rewards, for math word problems.
 
 What it teaches: a verifier is a small, strict reader. The policy is trained against it, so whatever it reads too kindly
-the policy will find: a hedge ("18 or 20"), a -7 read as 7, an empty answer accepted as part of any text. Three steps:
+the policy will find: a hedge ("18 or 20"), a -7 read as 7, an empty answer accepted as part of any text. Four steps:
 
-    places        where the answer stands: "#### 18", else "\boxed{18}", else "The answer is 18." or "Answer: 18"
-    plain text    LaTeX, Unicode and Markdown in one form: "\dfrac34" and "¾" become "3/4"
-    equivalence   numbers as exact fractions; tuples and intervals item by item; all else as a normalised string
+    1. places       where the answer stands: "#### 18", else "\boxed{18}", else "The answer is 18." or "Answer: 18"
+    2. plain text   LaTeX, Unicode and Markdown in one form: "\dfrac34" and "¾" become "3/4"
+    3. numbers      a tokenizer and the grammar below: exact fractions, with their units
+    4. equivalence  of numbers; of tuples and intervals item by item; of all else as strings
+
+The grammar of a number. What no rule takes is left over, and then the text is no number: it is compared as a string.
+
+    chain        = side {("=" | "≈" | "→") side}      its value is the last side that is a quantity: 90 - 50 = 40
+    side         = quantity | calculation | name
+    quantity     = [label] [sign] number {scale} [unit] [explanation]
+    label        = [words (noun | verb | ":")] {filler}   "Total:", "Tom has", "a total of"; not "at least", "half of"
+    sign         = "-" | "minus" | ...                    and the sign of a currency, before or behind it
+    number       = whole ["and"] n "/" d | decimal "/" decimal | [decimal "*"] "10^" integer | decimal ["e" integer]
+    decimal      = digits, plain or in threes, with or without a fraction: 1,234 and 1 234, not 1,23; 18. 18.00 .5
+    scale        = "hundred" | "thousand" | "k" | "million" | ...
+    unit         = words [("per" | "a" | "/") words]      apples, cm^2, dollars a day; not x, "or more", "squared"
+    explanation  = words behind a comma | "(" ... ")" | ": " ... | ", with" ...      never "or", never a lone number
+    calculation  = numbers, words and operators           90 - (15 + 25), 9 eggs * $2; not 2x, not 20 -
+    name         = words and letters                      x, Profit, a + b
 
 Decisions where a careful reader could waver:
-- A place that holds nothing usable is no answer; the search does not fall back on the next kind of place. One
-  exception: a line such as "#### Step 1: compute" is a Markdown heading when it holds no answer and a place follows.
-- Several answers in one place are no answer. `verify` still accepts them whole against a gold that is that same list.
-- What follows "because", "so", "which" or ", not" is an explanation: in "18, because 20 - 2 = 18" the answer is 18.
-- 50% equals 50 and 1/2, as data sets write both; but 50 is not 1/2, and 50% is not 0.5%.
-- Words around a number are its label and its unit ("Total: 18 apples") and count only if both sides have them: "18
-  apples" is 18, "5 hours" is not "5 minutes". Words that change the value ("at least 18", "18 or more") make it no
-  number. A lone letter is a variable unless it is a known unit: 18x is not 18.
+- A place that holds nothing usable is no answer; the search does not fall back on the next kind of place. Two
+  exceptions: "#### Step 1: compute" is a Markdown heading when it holds no answer and a place follows, and a later
+  "the answer is" counts only if an answer follows it ("The answer is 18. I checked that the answer is correct.").
+- "Ans: 18", "答案是 18", "<answer>18</answer>" and "**Final Answer**" on a line above the answer are like "Answer: 18".
+- Several answers in one place are no answer, nor are two different numbers in a chain, 18 = 20. `verify` still accepts
+  them whole against a gold that is the same. A fraction is a calculation, too: 100/3 = 33.33 is 33.33.
+- What follows "because", "so", "which" or ", not" is an explanation, of text as well: "Yes, because ..." is "Yes".
 - Nothing is computed: 2^3 is not 8. Powers of ten are part of how a number is written: 1.5 \times 10^3.
+- 50% equals 50 and 1/2, as data sets write both; but 50 is not 1/2, and 50% is not 0.5%.
+- Units count only if both sides have one: "18 apples" is 18, "5 hours" is not "5 minutes". Nothing is converted.
+- Case counts in variables, not in words: "MONDAY" is "Monday", "2X" is not "2x". A lone letter is a variable.
 - Only a closed </think> hides text: what stands in a <think> that is never closed counts.
 
-It never raises and never hangs: the search for the place takes linear time, an answer has at most 1,000 characters and
-a power of ten at most 400 zeros. No eval, no sympy, no signals, no state: it works in threads.
+It never raises and never hangs: the search for the place takes linear time, a phrase is looked for in the last 100,000
+characters, an answer has at most 1,000 and a power of ten at most 400 zeros. No eval, no sympy, no signals, no state.
 
 `python reward_math.py` prints tricky responses, what is extracted from each, and the verdict.
 """
@@ -41,18 +59,24 @@ _HEADING = re.compile(r"""[\s*_]* (?: [^\W\d_]{2,}\ \d{1,2}[.):].*    # Step 1: 
     | (?:\d{1,2}[.):]\s*)? [*_]{0,3} [^\W\d_]{2,} (?:\ \d{1,2}\b)? [^\d\\$]* )   # Solution; 2. Add""", re.VERBOSE)
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # \{ is no brace
 _BETWEEN_BOXES = re.compile(r"[ \t${}\\(),;&~]*(?:(?:text)?\{? ?(?:or|and)\b)?[ \t${}\\(),;&~]*")
-_PHRASES = (  # each begins with a rare character, so that long texts are scanned quickly
-    re.compile(r"""[nN](?:swer|SWER)(?<=(?<![^\W_])[Aa].{5})(?:\s{1,9}(?i:is)\b|[\s*_`"')]{0,9}[:：])"""),
-    re.compile(r"[\r\n][ \t>*_-]{0,6}[Aa][*_]{0,3}[ \t]?[:：]"))
-_PHRASE_GAP = re.compile(r"(?:[\s:：*_`$]|\\\[|\\\()*")  # "The answer is:\n\n$$18$$" goes on after the blank line
-_SENTENCE_END = re.compile(r"""[\r\n。]
+_PHRASE = re.compile(r"""[nN](?:swer|SWER)(?<=(?<![^\W_])[Aa].{5})(?:\s{1,9}(?:is|IS)\b|[\s*_`"')]{0,9}[:：])
+    | (?<![^\W_])[Aa](?:ns|NS)[*_]{0,3}[ \t]?[:：] | 答案(?:[是为為]|\s?[:：]) | <(?:[aA]nswer|ANSWER)>
+    | [\r\n][ \t>*_-]{0,6}[Aa][*_]{0,3}[ \t]?[:：]                          # A: on a new line
+    | [\r\n][ \t>#*_|]{0,9}(?:(?:Final|final|FINAL)\ )?(?:[Aa]nswer|ANSWER)[ \t*_]{0,4}(?=[\r\n|])  # alone on a line
+    """, re.VERBOSE)
+_PHRASE_GAP = re.compile(r"(?:[\s:：*_`|}]|\$\$|\\\[|\\\()*")  # "The answer is:\n\n$$18$$" goes on after the blank line
+_SENTENCE_END = re.compile(r"""[\r\n。] | </answer>
     | (?<!\bRs) (?: (?<!\.)\.(?!\.) | (?<![!?])[!?]+ )     # not in "..." nor after Rs
-      (?= [\s*_`"'”’)\]}$<] | \\[\])] | [A-Z][a-z] | $ )   # not in 3.5, .5 or p.m.
+      (?= [\s*_`"'”’)\]}$<[] | \\[\])] | [A-Z][a-z] | $ )  # not in 3.5, .5 or p.m.
       (?!\s*=)                                            # not in 5! = 120""", re.VERBOSE)
-_TAG = re.compile(r"<<[^<>]*>>|</?\|?[A-Za-z_]+\|?>")  # GSM8K's calculator notes, </s>, <|im_end|>
-_EXPLANATION = re.compile(r"""(?<!\s) (?: (?:[,;]?\s+\(?|\() (?:because|since|so|which|rather\ than|instead\ of)\b
-                               | [,;(]\s*(?:not|as)\b
-                               | \s+\([\d\s.,$]*[*×+=/][^()A-Za-z]*\) )  # 18 (9 * 2)""", re.VERBOSE | re.I)
+_REMARK = re.compile(r"""(?:indeed\ )?(?:correct|right|reasonable|consistent|valid|verified|confirmed|plausible|sensible
+    |accurate|exact|given|found|obtained|expected|supposed|clear|obvious|unique|well|less
+    |more|within|in|at)\b | $""", re.VERBOSE | re.I)
+_TAG = re.compile(r"<<[^<>]*>>|</?[|｜]?(?:0x\w|[A-Za-z_])[\w▁-]*[|｜]?>|\[/?(?:EOS|INST|s|end of text)\]")  # </s>
+_BARS = re.compile(r"^\|+\s+|\s+\|+$")  # of a table, not of |5|
+_REASON = re.compile(r"""(?<=\S) (?: (?:[,;:]?\s+(?:[(—–-]+\s*)?|\() (?:because|since|so|which|given|rather\ than
+                                         |instead\ of|due\ to|thus|hence|therefore)\b
+                                | [,;(]\s*(?:not|as|who|where|when)\b )""", re.VERBOSE | re.I)
 
 
 def _find(text):
@@ -74,23 +98,17 @@ def _find(text):
 
 
 def _find_box_or_phrase(text):
-    r"""The last \boxed{...}; where there is none, the sentence after the last "answer is", "Answer:" or line "A:"."""
+    r"""The last \boxed{...}; where there is none, what follows the last "answer is", "Answer:" or line "A:"."""
     at = max(text.rfind("\\boxed{"), text.rfind("\\boxed {"))
-    if at >= 0:
-        content, _ = _read_box(text, at)
-        previous = text.rfind("\\boxed{", 0, at)
-        if previous >= 0:  # "\boxed{5} or \boxed{6}" is one place with two answers; otherwise the last box counts
-            other, end = _read_box(text, previous)
-            if end <= at <= end + 40 and other != content and _BETWEEN_BOXES.fullmatch(text[end:at]):
-                return ""
-        return content
-    text = "\n" + text  # so that its first line begins like any other
-    for start in (max(0, len(text) - 4096), 0):  # the end first: a long text full of phrases is not walked through
-        ends = [match.end() for phrase in _PHRASES for match in deque(phrase.finditer(text, start), maxlen=1)]
-        if ends:
-            gap = _PHRASE_GAP.match(text, max(ends), max(ends) + LONGEST_ANSWER)
-            return _trim(_SENTENCE_END.split(text[gap.end():gap.end() + LONGEST_ANSWER + 2], maxsplit=1)[0])
-    return None
+    if at < 0:
+        return _find_phrase("\n" + text)  # so that its first line begins like any other
+    content, _ = _read_box(text, at)
+    previous = text.rfind("\\boxed{", 0, at)
+    if previous >= 0:  # "\boxed{5} or \boxed{6}" is one place with two answers; otherwise the last box counts
+        other, end = _read_box(text, previous)
+        if end <= at <= end + 40 and other != content and _BETWEEN_BOXES.fullmatch(text[end:at]):
+            return ""
+    return content
 
 
 def _read_box(text, at):
@@ -104,17 +122,52 @@ def _read_box(text, at):
     return "", opening  # never closed
 
 
+def _find_phrase(text):
+    r"""The sentence after the last phrase that an answer follows; after the last phrase where none has one."""
+    for longest in (4096, 100_000):  # the end first: a long text full of phrases is not walked through
+        phrases = deque(_PHRASE.finditer(text, max(0, len(text) - longest)), maxlen=8)
+        answers = [_sentence(text, phrase.end()) for phrase in phrases]
+        while phrases:
+            answer, earlier, phrase = answers.pop(), "".join(answers), phrases.pop().group()
+            if not (earlier and phrase.casefold().endswith("is") and _is_remark(answer, earlier)):
+                return answer
+    return None
+
+
+def _sentence(text, at):
+    at = _PHRASE_GAP.match(text, at, at + LONGEST_ANSWER).end()
+    return _trim(_SENTENCE_END.split(text[at:at + LONGEST_ANSWER + 2], maxsplit=1)[0])
+
+
+def _is_remark(text, earlier):
+    r"""Is this no answer but about the `earlier` one: "correct: ...", or, about a number, "a whole number"?"""
+    says_no = re.match(r"not?\b|wrong|incorrect|un", text)
+    about_number = re.match(r"an? |[a-z]{2}", text) and not re.search(r"\d", text) and re.search(r"\d", earlier)
+    return bool(_REMARK.match(text) or about_number and not says_no)
+
+
 def _trim(text):
     r"""A line or a sentence without what surrounds its answer: tags, an explanation, Markdown, final punctuation."""
     if len(text) > LONGEST_ANSWER:
         return ""
-    text = _TAG.sub(" ", text) if "<" in text else text
-    explanation = _EXPLANATION.search(text)
-    if explanation and re.search(r"\d", text[:explanation.start()]):
-        text = text[:explanation.start()]
-    text = text.strip(" \t\f*_`\"'“”$").rstrip(".,;:!?。 *_`\"'$").lstrip(": *_")
+    text = _without_reason(_TAG.sub(" ", text)).strip()
+    text = _BARS.sub("", text)
+    text = _bare(re.sub(r"[.,;:!?。\"'”]+$", "", _bare(text.strip(" \t\f\"'“”"))).lstrip(": "))
+    text = text.strip("$") if text[:1] == "$" == text[-1:] else text
     text = text[1:-1].strip() if text[:1] == "<" and text[-1:] == ">" else text  # a template's <answer>, filled in
     return text if _says_something(text) else ""
+
+
+def _without_reason(text):
+    r"""The text before "because", "since", ..., unless only a label stands there: "the sum, which is 18"."""
+    reason = _REASON.search(text)
+    return text[:reason.start()] if reason and not _LABEL.fullmatch(_tokens(text[:reason.start()])[0]) else text
+
+
+def _bare(text):
+    r"""Without the Markdown around it: **18**; the last star of "20 *" is an operator."""
+    bare = text.strip(" \t\r\n\f*_`")
+    return bare + " *" if text.rstrip().endswith(" *") and text.lstrip()[0] != "*" else bare
 
 
 def _says_something(text):
@@ -123,21 +176,25 @@ def _says_something(text):
 
 # --- 2. Plain text: one form for LaTeX, Unicode and Markdown ---------------------------------------------------------
 
-_SYMBOLS = r"""\times * \cdot * \pi π \infty ∞ \emptyset ∅ \varnothing ∅ \pm ± \circ ° \degree ° \cup ∪ \cap ∩ \in =
-    \le ≤ \leq ≤ \ge ≥ \geq ≥ \ne ≠ \neq ≠ \approx ≈ \{ ⦃ \} ⦄ \lbrace ⦃ \rbrace ⦄ \% % \& & \pounds £ \euro €
+_SYMBOLS = r"""\times * \cdot * \div ÷ \pi π \infty ∞ \emptyset ∅ \varnothing ∅ \pm ± \circ ° \degree ° \cup ∪ \cap ∩
+    \in = \le ≤ \leq ≤ \ge ≥ \geq ≥ \ne ≠ \neq ≠ \approx ≈ \{ ⦃ \} ⦄ \lbrace ⦃ \rbrace ⦄ \% % \& & \pounds £ \euro €
+    \to → \rightarrow → \Rightarrow → \longrightarrow → \Longrightarrow → \implies → \therefore →
     \dfrac \frac \tfrac \frac \cfrac \frac""".split()  # x \in [0, 1] names a set as x = 5 names a number
 _COMMANDS = {
     **dict(zip(_SYMBOLS[::2], _SYMBOLS[1::2])),
-    **dict.fromkeys(r"\! \left \right \big \Big \bigl \bigr \Bigl \Bigr \displaystyle \bf \rm \it".split(), ""),
-    **dict.fromkeys(r"\, \; \: \quad \qquad \( \) \[ \] \$".split() + ["\\ "], " "),
+    **dict.fromkeys(r"""\! \left \right \big \Big \bigl \bigr \Bigl \Bigr \displaystyle \bf \rm \it \tiny \scriptsize
+                    \footnotesize \small \normalsize \large \Large \LARGE \huge \Huge \centering""".split(), ""),
+    **dict.fromkeys(r"\, \; \: \quad \qquad \( \) \[ \] \newline".split() + ["\\ "], " "),
     **dict.fromkeys(r"\textbf \textit \textrm \mathrm \mathbf \mathit \mathsf \mathbb \mathcal \mbox \operatorname "
-                    r"\boldsymbol \bm \underline \boxed \fbox".split(), r"\text"),
+                    r"\boldsymbol \bm \underline \boxed \fbox".split(), r"\text"), r"\$": "$",
 }
-_CHARACTERS = str.maketrans("−‐‑‒–—―⁄∕×·⋅∙•’‘′“”″∈", "-------//*****'''\"\"\"=")
-_CURRENCY = re.compile(r"(?:\b(?:US|CA|AU|NZ|HK))?[$£€¥₹₩₽¢]|\b(?:USD|EUR|GBP|INR|Rs\.?)\s*(?=[-+.\d])"
-                       r"|(?<=\d)\s?(?:USD|dollars?)\b", re.I)
+_LAYOUT = re.compile(r"\\(?:(?:text)?color(?:box)?|[hv]space)\*?\s*\{[^{}]*\}"
+                     r"|\\(?:begin|end)\{(?:align|equation|gather|split)[a-z]*\*?\}")
+_MATH = re.compile(r"\$\$|(?<![\\\d])\$((?:\\.|[^$\\])*)\$(?!\d)")  # $18$ is 18; $18 and "$5 of $20" are money
+_CHARACTERS = str.maketrans("−‐‑‒–—―⁄∕×·⋅∙•’‘′“”″∈⇒⟹⟶➔", "-------//*****'''\"\"\"=→→→→", "\ufe0f")
 _ARGUMENT = r"\s*(?:\{([^{}]*)\}|([^\s{}\\]))"  # of a command: a group with no group in it, or one character
 _FRAC, _SQRT = re.compile(r"\\frac" + _ARGUMENT * 2), re.compile(r"\\sqrt" + _ARGUMENT)
+_OVER = re.compile(r"(?:\{|^)([^{}]*)\\over\b([^{}]*)(?:\}|$)")
 _TEXT, _GROUP = re.compile(r"\\text\s*\{([^{}]*)\}"), re.compile(r"([\^_]\s*|(?<![A-Za-z\]}\s])|^)\{([^{}]*)\}")
 
 
@@ -148,24 +205,29 @@ def _bracket(text, simple):
 
 
 def _plain(text):
-    r"""One form for all ways to write a thing: "\$1{,}234" -> "1,234", "1\frac12" -> "1 1/2", "**10⁻³**" -> "10^-3"."""
+    r"""One form for all ways to write a thing: "1{,}234" -> "1,234", "1\frac12" -> "1 1/2", "**10⁻³**" -> "10^-3"."""
     if text.isalnum() and text.isascii():
         return text
+    text = _bare(text)
     if not text.isascii():
+        text = re.sub(r"(?<=\w\w)\s+—\s+", ": ", text)  # Total — 18
         text = re.sub("[⁰¹²³⁴-⁹⁻]+", lambda m: "^" + m.group(), text)  # 10³ is 10^3, never 103
         text = re.sub("[¼-¾⅐-⅞↉]", lambda m: " " + m.group(), text)  # 1½ is 1 1/2, never 11/2
-        text = unicodedata.normalize("NFKC", _CURRENCY.sub(" ", text)).translate(_CHARACTERS)[:LONGEST_ANSWER]
+        text = unicodedata.normalize("NFKC", text).translate(_CHARACTERS)[:LONGEST_ANSWER]
         # Invisible marks vanish; emoji and lone surrogates become spaces; digits of every script become 0 to 9.
         drop = {"Cf": "", "So": " ", "Cs": " ", "Co": " "}
-        text = "".join(str(unicodedata.decimal(character)) if character.isdecimal()
+        text = "".join(str(unicodedata.decimal(character)) if character.isdecimal() else character if character == "°"
                        else drop.get(unicodedata.category(character), character) for character in text)
+    text = _MATH.sub(r" \1 ", text) if "$" in text else text
     if "\\" in text or "{" in text:
-        text = re.sub(r"\\(?:[A-Za-z]+|.)", lambda m: _COMMANDS.get(m.group(), m.group()), text.replace("{,}", ","))
+        text = text if "matrix" in text or "array" in text else text.replace("\\\\", " ")
+        text = _LAYOUT.sub("", text).replace("&=", "=").replace("{,}", ",")
+        text = re.sub(r"\\(?:[A-Za-z]+|.)", lambda m: _COMMANDS.get(m.group(), m.group()), text)
         text = re.sub(r"^\s*\{([^{}]*,[^{}]*)\}\s*$", r"⦃\1⦄", text)  # a set written without backslashes
-        text = re.sub(r"\^\s*\{?\s*°\s*\}?|°", " ", text)
+        text = re.sub(r"\^\s*\{?\s*°\s*\}?", "°", text)
         for _ in range(20):  # from the innermost group outwards
             before = text
-            text = _TEXT.sub(r" \1 ", text)
+            text = _TEXT.sub(r" \1 ", _OVER.sub(r"\\frac{\1}{\2}", text))
             text = _SQRT.sub(r"√(\1\2)", text)
             text = _FRAC.sub(lambda m: " " + _bracket(m[1] or m[2], r"[-+]?[\w.,]*(√\(\w+\))?") + "/"
                              + _bracket(m[3] or m[4], r"[-+]?[\d.,]+|√\(\w+\)|\w"), text)
@@ -173,109 +235,245 @@ def _plain(text):
             if text == before or "{" not in text and "\\" not in text:
                 break
     text = re.sub(r"(?<![\w)])\*\*|\*\*(?![\w(])", "", text).replace("**", "^")  # bold, or a power between operands
-    text = _CURRENCY.sub(" ", text.replace("~", " ").replace("\0", " ")).strip(" \t\r\n\f*_`")
-    return re.sub(r"\s*\^\s*", "^", re.sub(r"\s{2,}", "  ", text))
+    text = re.sub(r"\b(?:US|CA|AU|NZ|HK)\$", "$", re.sub(r"\bRs\.", "₹", re.sub(r"[-=]+>", "→", text)))
+    text = re.sub(r"\b([ap])\.\s?m\b\.?", r"\1m", re.sub(r"\bNo\.\s*(?=\d)", "#", text), flags=re.I)
+    text = re.sub(r"\s*\^\s*", "^", re.sub(r"\s{2,}", "  ", text.replace("~", " ").replace("\0", " ")))
+    return text.strip(" \t\r\n\f").lstrip("→= ")
 
 
-# --- 3. Numbers: a small grammar -------------------------------------------------------------------------------------
-#   answer    [name "=" | sum "="] [label] number [scale] ["%"] [unit]      x = 18, Total: 18 apples, 2 million
-#   number    [sign] (whole n/d | decimal/decimal | [decimal "*"] 10^k | decimal ["e" k])
-#   decimal   digits, plain or in threes (1,234 and 1 234, not 1,23), with or without a fraction: 18. 18.00 .5
+# --- 3. Numbers: the tokenizer and the grammar -----------------------------------------------------------------------
 
 _DECIMAL = r"(?:(?:[1-9]\d{0,2}(?:,\d{3})+(?!\d)|[1-9]\d{0,2}(?:\ \d{3})+(?!\d|\s*/)|\d+)(?:\.\d*)?|\.\d+)"
-_NUMBER = re.compile(rf"""(?<![\w.^/)\]√])
-    (?P<sign>[-+]\s*|(?:negative|minus)\s+)?
-    (?: (?P<whole>\d+)\s+(?P<top>\d+)\s*/\s*(?P<bottom>\d+)
-      | (?P<numerator>{_DECIMAL})\s*/\s*(?P<denominator>[-+]?{_DECIMAL})
-      | (?:(?P<mantissa>{_DECIMAL})\s*[*x]\s*)?10\^\(?(?P<power>[-+]?\d+)\)?
-      | (?P<decimal>{_DECIMAL})(?:e(?P<exponent>[-+]?\d+))? )(?!\d)""", re.VERBOSE | re.I)
-_SCALE = re.compile(r"\s*(hundred|thousand|million|billion|trillion)s?\b|(k|K|M|B|bn)\b")
-_ZEROS = {"hundred": 2, "thousand": 3, "k": 3, "million": 6, "m": 6, "billion": 9, "b": 9, "bn": 9, "trillion": 12}
-_PERCENT = re.compile(r"\s*(?:%|per\s?cent\b)", re.I)
-_WORD = re.compile(r"[^\W\d_]+")
-_NAME = re.compile(r"(?:[^\W\d]|(?<=[\w(])\d|[\s()+,'|∠:=\\])+")  # x, f(2), a + b, \angle ABC; not 2x, not x^2
-_SUM = re.compile(r"(?:[\d\s.,+*/()^%-]|(?<=\d )x(?= \d))+")
-_SHORT_UNITS = set("m g s h l L W V N J K C F km cm mm nm kg mg ml mL dl ft in yd mi lb oz hr am pm AM PM th st nd rd "
-                   "sq cu of is he to lbs hrs min sec mph kph mpg kWh USD EUR GBP yrs".split())
-_CHANGES_VALUE = set("or not never than least most half quarter third twice double triple between squared cubed root "
-                     "plus minus pi sqrt log ln sin cos tan exp mod factorial over under step part case".split())
+_NUMBER = rf"""(?P<whole>\d+)\s+(?:and\s+)?(?P<top>\d+)\s*/\s*(?P<bottom>\d+)
+    | (?P<numerator>{_DECIMAL})\s*/\s*(?P<denominator>[-+]?{_DECIMAL})
+    | (?:(?P<mantissa>{_DECIMAL})\s*[*x]\s*)?10\^\(?(?P<power>[-+]?\d+)\)?
+    | (?P<decimal>{_DECIMAL})(?:[eE](?P<exponent>[-+]?\d+)(?!\w))?"""
+_TOKEN = re.compile(rf"(?P<number>(?:{_NUMBER})(?!\d)) | (?P<word>[^\W\d_]+(?:'[^\W\d_]+)*(?:\^?[23](?![\d.]))?)"
+                    r"| (?P<space>\s+) | (?P<mark>\S)", re.VERBOSE)
+
+# The tokenizer gives each token a kind, one letter, and the grammar is written in kinds: "Tom has 18 apples left" is
+# "s v 9 w v". Kinds are 9: number, u: unit, $: currency, k: scale, x: variable, y: a power of one, s: word of three
+# letters, w: a longer one or one in another script, a space or a mark: itself, ?: anything else, and these:
+_KINDS = {word: kind for kind, words in {
+    "c": """not cannot never than least most half third fourth fifth tenth quarter twice double triple between squared
+        cubed root plus pi sqrt log ln sin cos tan exp mod factorial over under above below binary base repeating
+        recurring nearly hardly barely almost halve ish""",  # changes the value
+    "f": """the so thus hence therefore then that this it he she they we you i there about approx around just also
+        final""",  # filler
+    "v": """is are was were be equal has have had get got make made pay paid cost earn earned spend spent come amount
+        need save saved sell sold buy bought take took give gave use used leave left ran went drove ate lost
+        won""",  # verb, may end a label
+    "t": """total sum profit price amount distance speed score time weight height length area perimeter volume revenue
+        income salary balance share discount tip tax bill change loss age average""",  # noun: "a total of" is a label
+    "n": "answer ans number value result count product difference remainder rest",  # noun: "the remainder of" is none
+    "e": "in for from at on by as more less old away times altogether th st nd rd",  # ends a unit
+    "o": "of to", "p": "per each every", "a": "a an", "m": "minus negative", "r": "or", "&": "and",
+    "h": "maybe perhaps possibly probably", "g": "with where", "u": "square sq cubic cu",
+}.items() for word in words.split()}
+_MARKS = {**{mark: mark for mark in ",;:=/^#!√_|-*()"}, **dict.fromkeys(".'\"\\∠", "."), "≈": "=", "→": "=", "+": "-",
+          "÷": "*", "[": "(", "{": "(", "]": ")", "}": ")", "%": "u", "°": "u", **dict.fromkeys("$€£¥₹¢", "$")}
+_ZEROS = dict(hundred=2, thousand=3, million=6, billion=9, trillion=12, k=3, K=3, M=6, B=9, bn=9)
+# Each group is one unit and its names; a regular plural needs no entry; "a/b" is a per b.
+_UNIT_NAMES = """dollar $ usd buck | cent ¢ | euro € eur | sterling £ gbp | yen ¥ jpy | rupee ₹ rs inr | franc chf
+    | percent % pct | degree ° deg | celsius C | fahrenheit F | meter m metre | kilometer km kilometre
+    | centimeter cm centimetre | millimeter mm millimetre | mile mi | foot ft | inch | yard yd | gram g
+    | kilogram kg kilo | milligram mg | pound lb | ounce oz | ton tonne | liter L l litre | milliliter mL ml millilitre
+    | gallon gal | quart qt | pint pt | cup | newton N | volt V | watt W | joule J | second s sec
+    | minute min | hour h hr | day | week wk | month mo | year yr | am | pm | dozen
+    | mile/hour mph | kilometer/hour kph kmh | mile/gallon mpg"""
+_MONEY = {"dollar", "cent", "euro", "sterling", "yen", "rupee", "franc"}
+_POWERS = {"square": "^2", "sq": "^2", "cubic": "^3", "cu": "^3"}
+_IRREGULAR = {"feet": "foot", "people": "person", "children": "child", "men": "man", "women": "woman"}
 
 
-class _Number(NamedTuple):
+def _stem(word):
+    r"""One form for singular and plural, "boxes" and "box"; a lone letter is a symbol and keeps its case."""
+    folded = word if len(word) == 1 else word.casefold()
+    return re.sub("y$", "i", _IRREGULAR.get(folded, folded)).rstrip("es") if len(word) > 2 else folded
+
+
+_UNITS = {_stem(name): group.split()[0] for group in _UNIT_NAMES.split("|") for name in group.split()}
+_KNOWN = set(_UNITS.values())
+
+
+def _kind(word, before):
+    r"""The kind of a word; `before` is that of the token before it: "m" is a unit in "5 m", a variable in "m + 5"."""
+    folded = word.casefold()
+    singular = folded[:-1] if folded.endswith("s") else folded
+    if word in _ZEROS or len(word) > 2 and singular in _ZEROS:
+        return "k"
+    unit = _UNITS.get(_stem(word.rstrip("^23")))
+    if unit and (len(word) > 1 or before in "9k/$up"):
+        return "$" if unit in _MONEY and len(word) < 4 else "u"
+    if folded in _KINDS or singular in _KINDS:
+        return _KINDS.get(folded) or _KINDS[singular]
+    if "^" in word or folded.endswith("n't"):
+        return "y" if "^" in word else "c"
+    if re.match("[a-zα-ω]", folded) and len(word) < 4:
+        return "s" if len(word) == 3 else "x"
+    return {"ing": "g", "ed": "v", "ly": "f"}.get((re.search("(?:ing|ed|ly)$", folded) or [""])[0], "w")
+
+
+def _tokens(text):
+    r"""The kinds of all tokens, as one string, and their texts."""
+    kinds, texts, before = "", [], "?"
+    for match in _TOKEN.finditer(text):
+        word, group = match.group(), match.lastgroup
+        kind = {"number": "9", "space": " "}.get(group) or (
+            _kind(word, before) if group == "word" else _MARKS.get(word, "?"))
+        kinds, before = kinds + kind, before if kind in " ." else kind
+        texts.append(word)
+    return kinds, texts
+
+
+# The grammar of the header, in kinds. All words but variables and those that change the value:
+_ANY = "wsgntvfheopau$k&"
+_LABEL = re.compile(rf"(?:[{_ANY}x.,:()\ ]*(?:[ntv:]|[tv]\ o))?[fah.,#\ ]*")
+_SIGN = r"(?:(?:(?<![^ :])-|^- |^m |(?<=[v:] )m )?(?:\$ ?)*|\$ ?-)"  # Total: -5; but Total - 5 and x-5 are calculations
+_UNIT = rf"(?:[uwe$]|(?<=[ .-])[{_ANY}]|[ .]|(?<=[a-z9])-(?=[a-z])|(?<! )/)*"  # 18apples, but not 18abc
+_EXPLANATION = (rf" ?[,;:(|][{_ANY}.,;:()| -]*"
+                rf"| \((?![rhx&])[^()]*(?:\([^()]*\)[^()]*)*\)[{_ANY}. ]*| ?: (?![rh&]|[ $-]*9$).*|, ?g.*")
+_QUANTITY = re.compile(rf"(?P<label>{_LABEL.pattern})(?P<sign>{_SIGN})(?<![a-z])(?P<number>9)(?P<scale>(?: ?k)*)"
+                       rf"(?P<unit>{_UNIT})(?P<rest>{_EXPLANATION})?")
+_NAME = re.compile(rf"[{_ANY}cmx.,:()/*^√_|# -]*")
+_CALCULATION = re.compile(rf"(?! ?[*/^])(?:[9{_ANY}cm.()\-*/^!√_|: ]|,(?=[^()]*\))"
+                          r"|(?<=9 )x(?= ?9)|x(?=[(_]))*(?<![-*/^])")  # 3 x 4, f(2), a_1; not 2x, not 20 -
+_FORMULA = re.compile(rf"(?! ?[*/^])[9{_ANY}cmxy.()\-*/^!√_|: ]*(?<![-*/^])")  # behind a name only: A = pi r^2 = 18
+
+
+class _Quantity(NamedTuple):
     value: Fraction
-    percent: bool = False
-    label: str = ""  # the words before it
-    initials: frozenset = frozenset()  # first letters of all words around it
+    unit: frozenset = frozenset()  # {"meter"}; without a known unit all the words: {"red", "appl"}
+    rate: frozenset = frozenset()  # {"second"}: per what
+    name: str = ""  # x in x = 18
+    is_fraction: bool = False  # 100/3, which is also a calculation
 
 
-def _number(text):
-    r"""Reads plain text as one number, else None: "2 million people" -> 2,000,000; "18 + 2", "18x", "18 20" -> None."""
-    if text.isdecimal():
-        return _Number(Fraction(int(text)))
-    name, equals, rest = text.rpartition("=") if "=" in text else text.rpartition("≈")
-    if equals and _SUM.fullmatch(rest) and not _NUMBER.fullmatch(rest.strip()):
-        name, rest = rest, name  # 18 = 9 * 2
-    if name.strip() and not _NAME.fullmatch(name) and not (equals == "=" and _SUM.fullmatch(name)):
-        return None
-    rest = re.sub(r"^\s*\(?[A-H]\)\s*(?=\S)", "", rest)  # the letter of a choice: "(C) 18"
-    match = _NUMBER.search(rest)
-    if not match or (value := _value(match)) is None:
-        return None
-    before, after = rest[:match.start()], rest[match.end():]
-    while scale := _SCALE.match(after):
-        value, after = value * 10 ** _ZEROS[(scale[1] or scale[2]).casefold()], after[scale.end():]
-    percent = _PERCENT.match(after)
-    after = after[percent.end():] if percent else after
-    if not (_is_label(before) and _is_unit(after)) or before.strip() and match["sign"] in ("- ", "+ "):
-        return None
-    words = _WORD.findall(f"{name} {before}".casefold())
-    initials = frozenset(word[0] for word in words + _WORD.findall(after.casefold()))
-    return _Number(value, bool(percent), " ".join(words), initials)
-
-
-def _value(match):
-    r"""The exact value of a match of _NUMBER; None for a zero denominator or a power of ten past all reason."""
-    part = match.groupdict()
+def _value(text, sign):
+    r"""number: its exact value; None for a zero denominator, 1 5/2, or a power of ten past all reason."""
+    part = re.fullmatch(_NUMBER, text, re.VERBOSE).groupdict()
     power = int(part["power"] or part["exponent"] or 0)
     value = _exact(part["decimal"] or part["numerator"] or part["mantissa"] or part["whole"] or "1")
     bottom = _exact(part["denominator"] or part["bottom"] or "1")
-    if bottom == 0 or abs(power) > LARGEST_POWER:
+    if bottom == 0 or abs(power) > LARGEST_POWER or part["top"] and int(part["top"]) >= bottom:
         return None
     value = value + _exact(part["top"]) / bottom if part["whole"] else value / bottom
     value = value * Fraction(10) ** power if power else value
-    return -value if (part["sign"] or "+")[0] in "-nNmM" else value
+    return -value if sign in ("-", "minus", "negative") else value
 
 
 def _exact(decimal):
-    whole, _, part = decimal.replace(",", "").replace(" ", "").partition(".")
+    whole, _, part = re.sub(r"[,\s]", "", decimal).partition(".")
     return Fraction(int((whole + part) or "0"), 10 ** len(part))
 
 
-def _is_label(text):
-    r"""May this stand before a number? "Total: ", "Tom has "; not "x + ", "at least ", "log "."""
-    words = _WORD.findall(text.casefold())
-    return (set(_WORD.sub("", text)) <= set(" \t\n.,:;'\"≈#") and _CHANGES_VALUE.isdisjoint(words)
-            and all(len(word) > 1 or word in "ai" for word in words))
+def _unit(kinds, texts):
+    r"""unit: what is counted, and per what: "red apples each day" -> {"red", "appl"}, {"day"}."""
+    what, per, power = [], [], ""
+    words = what
+    for kind, text in zip(kinds, texts):
+        if kind in "pa/":
+            words = per
+        elif kind in "vfeohgk&":
+            words = []  # the unit has ended: 18 apples left for Tom
+        elif text.casefold() in _POWERS:
+            power = _POWERS[text.casefold()]
+        elif kind in "wsntu$":
+            bare = text.rstrip("^23")
+            name, *rate = _UNITS.get(_stem(bare), _stem(bare)).split("/")
+            words.append(name + power + "^" * (bare != text) + text[len(bare):].lstrip("^"))
+            per += rate
+            power = ""
+    what = what or ["inch"] * (texts == [" ", "in"])
+    known = [word for word in what if word.partition("^")[0] in _KNOWN]
+    return frozenset(known or what), frozenset(per)
 
 
-def _is_unit(text):
-    r"""May this stand behind a number? " apples", "km/h", " cm^2", "-year-olds"; not "x", " or more", "+ 1", "!"."""
-    words = _WORD.findall(text.replace(".", ""))  # a.m., sq. ft.
-    marks = _WORD.sub("", re.sub(r"(?<=[^\W\d_])\^?[23](?![\w.])", "", text))
-    doubtful = [word for i, word in enumerate(words) if i and len(word) == 1 and word not in "aI"
-                or i == 0 and len(word) < 3 + text[0].isalpha()]
-    return (set(marks) <= set(" \t\n.,:;'\"()/-*%") and _CHANGES_VALUE.isdisjoint(words)
-            and not re.search("[α-λν-ω]", text)
-            and all(word in _SHORT_UNITS or not word.isascii() for word in doubtful))
+def _quantity(kinds, texts):
+    r"""quantity: what is read, and the kinds of its explanation; None and "" where the tokens are no quantity."""
+    match = _QUANTITY.fullmatch(kinds)
+    if not match:
+        return None, ""
+    part = {name: texts[slice(*match.span(name))] for name in match.groupdict()}
+    number, rest = part["number"][0], match["rest"] or ""
+    signs = [text.casefold() for text in part["sign"] if text.casefold() in ("-", "minus", "negative")]
+    value = _value(number, *signs or [""])
+    if value is None or re.fullmatch(r" \([ $-]*9 ?\)", rest) and value != _value(part["rest"][rest.index("9")], ""):
+        return None, ""  # 18 (20) are two answers
+    for word in part["scale"]:
+        value *= 10 ** (_ZEROS.get(word) or _ZEROS.get(word.casefold().rstrip("s"), 0))
+    unit, rate = _unit(match["sign"] + match["unit"], part["sign"] + part["unit"])
+    return _Quantity(value, unit, rate, is_fraction=bool(re.match(r"\S+ ?/", number))), rest
+
+
+def _sides(kinds, texts):
+    r"""The sides of a chain and the sign of equality behind each: split outside brackets, and (18) without its own."""
+    masked = re.sub(r"\([^()]*\)", lambda inside: inside.group().replace("=", "?"), kinds)
+    for match in re.finditer(r" *([^=]*?) *(=|$)", masked):
+        start, end = match.span(1)
+        if re.fullmatch(r"\([^(),]*9[^(),]*\)", kinds[start:end]) and "," not in "".join(texts[start:end]):
+            start, end = start + 1, end - 1
+        yield kinds[start:end], texts[start:end], texts[match.start(2)] if match[2] else ""
+        if not match[2]:
+            return
+
+
+def _chain(text):
+    r"""chain: the quantities among its sides; [] where a side is neither that nor a calculation nor a name."""
+    if text.isdecimal():
+        return [_Quantity(Fraction(int(text)))]
+    found, name, equality = [], "", ""
+    tokens = _tokens(re.sub(r"^\s*\(?[A-Ha-h]\)\s*(?=\S)", "", text))  # without the letter of a choice: "(C) 18"
+    for i, (kinds, texts, following) in enumerate(_sides(*tokens)):
+        found = [] if equality == "≈" else found  # 37.5 ≈ 38 is 38
+        quantity, rest = _quantity(kinds, texts)
+        if quantity and (not following or not rest or rest.lstrip()[0] in ":,"):
+            found.append(quantity._replace(name=name))
+            if rest:
+                return found  # "18: 9 * 2 = 18": all that follows is the explanation
+        elif i and (not kinds or "&" in kinds) or not (_NAME.fullmatch(kinds) or _CALCULATION.fullmatch(kinds)
+                                                       or name and _FORMULA.fullmatch(kinds)):
+            return []
+        elif i == 0 and not re.search("[b-wyz]", kinds):
+            name = "".join(texts).replace(" ", "")
+        equality = following
+    return found
+
+
+def _number(text):
+    r"""Plain text as one number, else None: "2 million people" -> 2,000,000; "18 + 2", "18x", "18 = 20" -> None."""
+    found = _chain(text)
+    plain = [quantity for quantity in found if not quantity.is_fraction] or found
+    agreed = all(_same_value(quantity, plain[-1]) or not _same_unit(quantity, plain[-1]) for quantity in plain)
+    return plain[-1] if plain and agreed else None
 
 
 # --- 4. Equivalence --------------------------------------------------------------------------------------------------
 
 _CLOSING = {"(": ")]", "[": ")]", "⦃": "⦄"}
-_LETTER = re.compile(r"\(?([A-Za-z])[).:]?")
 _CHOICE = re.compile(r"(?:(?:option|choice)\s+)?\(?([a-z])(?:$|\)|[.:](?=\s|$)).*", re.I | re.DOTALL)
+_EXPLAINED = re.compile(r"(yes|no|true|false)\s*[,;:.(-](?!.*\b(?:or|but|no|yes|maybe)\b).*"  # Yes, it is
+                        r"|([^\W\d_]{2,}(?:\ [^\W\d_]+)*)\s+\((?!or\b).*\)", re.I)  # Monday (2 days later)
 _SEPARATOR = re.compile(r"[,;&|]|\b(?:and|to|through|until)\b", re.I)
 _RANGE = re.compile(r"[-+]?[\d.,/]+%?\s*(?:-|\.{2,})\s*[-+]?[\d.,/]+%?(?!\s*-\s*\d)")  # 5-10, not 2024-01-05
+_LEFT = re.compile(r"(?:[^\W\d]|(?<=[\w(])\d|[\s()+,'|∠:=\\])+")  # x, f(2), a + b, \angle ABC; not 2x, not x^2
+
+
+def _same_value(x, y):
+    r"""Equal, or a percentage and its number or fraction: 50% is 50 and 1/2."""
+    x, y = (y, x) if "percent" in y.unit else (x, y)
+    return x.value == y.value or "percent" in x.unit and "percent" not in y.unit and x.value == 100 * y.value
+
+
+def _same_unit(x, y):
+    r"""Do the units agree? They do where one side has none; $18 a day is $18, but miles an hour are no miles."""
+    if not (x.unit and y.unit):
+        return True
+    if not (x.unit <= y.unit or y.unit <= x.unit):
+        return False
+    if x.rate and y.rate:
+        return x.rate <= y.rate or y.rate <= x.rate
+    return x.rate == y.rate or not x.unit <= _KNOWN - _MONEY
 
 
 def _items(text):
@@ -311,21 +509,22 @@ def _canonical(text, depth=0):
         if opening or len(items) > 1:
             values = [_canonical(item, depth + 1) for item in items]
             return (opening, *(sorted(values, key=repr) if opening == "⦃" else values), closing)  # a set has no order
-    text = re.sub(r"\b(?:inf|infinity)\b", "∞", text.casefold().replace("sqrt", "√"))
-    text = re.sub(r"\b([ap])\.m\b", r"\1m", text)
-    text = re.sub(r"√(\d+|\w)", r"√(\1)", re.sub(r"[bp]matrix", "matrix", text))
-    return re.sub(r"[\s\"'`]|\*(?!\d)", "", text).lstrip("+")
+    text = re.sub(r"(?<!\\)[^\W\d_]{2,}", lambda m: m.group().casefold(), text).replace("sqrt", "√")
+    text = re.sub(r"[bp]matrix", "matrix", re.sub(r"\b(?:inf|infinity)\b", "∞", text))
+    text = re.sub(r"√(\d+|\w)", r"√(\1)", text)
+    return re.sub(r"(?<!\d)\s+|\s+(?!\d)|[\"'`]|\*(?!\d)", "", text).lstrip("+")
 
 
 def _is_several(answer):
     r"""Two answers in one place? "18 or 20", "18, 20", "5-10", "1 2 3", "x = 1, y = 2"; not "(1, 2)", not "12:30"."""
-    text = _plain(answer)
+    text = _without_reason(_plain(answer)).replace("$", "")
     if _number(text) or _bracketed(text):
         return False
     flat = re.sub(r"\([^()]*\)|\[[^\[\]]*\]", "(0)", text)
     parts = [] if "\\begin" in text else [part for part in _SEPARATOR.split(flat) if re.search(r"\d", part)]
     span = _RANGE.match(text)
-    return (len(parts) > 1 or bool(re.search(r"\bor\b", text, re.I)) or bool(span and _is_unit(text[span.end():]))
+    return (len(parts) > 1 or len(_chain(text)) > 1 or bool(re.search(r"\bor\b", text, re.I))
+            or bool(span and re.fullmatch(_UNIT, _tokens(text[span.end():])[0]))
             or bool(re.fullmatch(r"[-+\d.,\s]+", text) and len(text.split()) > 1))
 
 
@@ -337,19 +536,18 @@ def is_equivalent(answer, gold):
     answer, gold = (text if (found := _find(text)) is None else found for text in (_text(answer), _text(gold)))
     if max(len(answer), len(gold)) > LONGEST_ANSWER or not (_says_something(answer) and _says_something(gold)):
         return False
-    a, b = _plain(answer), _plain(gold)
+    a, b = _without_reason(_plain(answer)), _without_reason(_plain(gold))
     x, y = _number(a), _number(b)
     if x and y:
-        if x.label and y.label and x.label != y.label or x.initials and y.initials and not x.initials & y.initials:
-            return False  # January 5 and February 5; 5 hours and 5 minutes
-        x, y = (y, x) if y.percent else (x, y)
-        return x.value == y.value or x.percent and not y.percent and x.value == 100 * y.value
-    for one, other in ((a, b), (b, a)):  # a multiple-choice letter: C, (C), "C) 18"
-        letter, choice = _LETTER.fullmatch(one), _CHOICE.fullmatch(other)
-        if letter and choice:
-            return letter[1].casefold() == choice[1].casefold()
+        return _same_value(x, y) and _same_unit(x, y) and (not x.name or not y.name or x.name == y.name)
+    for one, other in ((a, b), (b, a)):
+        explained, choice = _EXPLAINED.fullmatch(one), _CHOICE.fullmatch(one)
+        if explained and (explained[1] or explained[2]).casefold() == other.casefold():
+            return True
+        if choice and len(one.strip(".:")) > 1 and re.fullmatch(r"\(?[A-Za-z]\)?[.:]?", other):  # C, (C), "C) 18"
+            return choice[1].casefold() == other.strip("().:").casefold()
     if ("=" in a) != ("=" in b):  # "y = 2x + 3" and "2x + 3"; where both have a name, it must be the same
-        a, b = (rest if _NAME.fullmatch(name) else text
+        a, b = (rest if _LEFT.fullmatch(name) else text
                 for text in (a, b) for name, _, rest in [text.rpartition("=")])
     left = _canonical(a)
     return left != "" and left == _canonical(b)
@@ -373,8 +571,8 @@ def extract_answer(response, lenient=False):
     answer = _find(response)
     if answer is None and lenient:
         response = response[response.rfind("</think>") + 8:] if "</think>" in response else response
-        numbers = [match.group() for match in _NUMBER.finditer(_plain(response[-LONGEST_ANSWER:]))]
-        return numbers[-1].strip() if numbers else None
+        numbers = re.findall(rf"((?:(?<![\w)])-)?(?:{_NUMBER})(?!\d))", _plain(response[-LONGEST_ANSWER:]), re.VERBOSE)
+        return numbers[-1][0] if numbers else None
     return answer if answer and not _is_several(answer) else None
 
 

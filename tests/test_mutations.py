@@ -6,7 +6,8 @@ is loaded anew on top of the patched copy; nothing in the checkout changes.
 
 Pitfalls: 1 empty response, 7 zero-variance group, 8 group of one, 9 min and max swapped in a clip, 10 sign or direction
 of a KL, 11 k1 as a loss, 12 means of microbatch means, 14 1/|o| kept in Dr. GRPO, 22 a clamp that kills a gradient,
-23 exp in half precision, 24 leave-one-out by subtraction, 27 0 times inf after a where, 28 normalised rounding.
+23 exp in half precision, 24 leave-one-out by subtraction, 27 0 times inf after a where, 28 normalised rounding, 34 a
+calculation cut in the middle.
 """
 
 import ast
@@ -232,6 +233,20 @@ MUTATIONS = [
      lambda t: t.test_part_is_mean_at_a_tau_beyond_rounding(1e16, False, torch.float64, 1e-14)),
     ("10 sign of the log-ratio", "pmd_mean", "pmd_loss", "(advantages.detach() - tau * s)",
      "(advantages.detach() + tau * s)", lambda t: t.test_loss_by_hand()),
+    # Verifier
+    ("34 a calculation is cut in the middle", "reward_math", "_quantity", "_QUANTITY.fullmatch(", "_QUANTITY.match(",
+     lambda t: t.test_what_is_left_over_makes_it_no_number("18 - 2")),
+    ("the last of two different numbers counts", "reward_math", "_number", "plain and agreed", "plain",
+     lambda t: t.test_a_calculation_is_never_cut("18 = 9 * 2 = 20")),
+    ("one unit is as good as another", "reward_math", "_same_unit", "return False", "return True",
+     lambda t: t.test_units_by_meaning(["miles", "mi"])),
+    ("the reasons are part of the answer", "reward_math", "_without_reason",
+     "text[:reason.start()] if reason", "text if reason", lambda t: t.test_an_explanation_is_cut(", because {}")),
+    ("a remark about the answer hides it", "reward_math", "_find_phrase",
+     "and _is_remark(answer, earlier)", "and False",
+     lambda t: t.test_a_later_phrase_counts_only_with_an_answer(t.LATER[0])),
+    ("removing spaces joins digits", "reward_math", "_canonical", r"(?<!\d)\s+|\s+(?!\d)|", r"\s|",
+     lambda t: t.test_case_and_spaces("1 2x", "12x", False)),
 ]
 
 

@@ -4,6 +4,7 @@ The verdict of each case is what a careful person would say who sees only the re
 """
 
 import json
+import random
 import threading
 import time
 from pathlib import Path
@@ -137,7 +138,7 @@ RIGHT_RESPONSES = {  # (response, gold)
         ("#### 2 1/2", "2.5"), ("#### 2 1/2 hours", "2.5"), ("#### ⅓", "1/3"), ("#### 6/4", "1 1/2"),
         ("#### 1e3", "1000"), ("#### 1E-2", "0.01"), ("#### 1.5 million dollars", "1,500,000"),
         ("#### 3 hundred", "300"), ("#### ５００", "500"), ("#### 5\xa0000", "5000"), ("#### −12", "-12"),
-        ("#### 12 - ", "12"), ("#### 0012", "12"), ("#### 0.0", "0"), ("#### -0.0", "0"), ("#### 12th", "12"),
+        ("#### 0012", "12"), ("#### 0.0", "0"), ("#### -0.0", "0"), ("#### 12th", "12"),
         ("#### No. 12", "12"), ("#### #12", "12"), ("#### 12 a.m.", "12"), ("#### 3 dozen", "3"),
         ("#### 12 sq. ft.", "12"), ("#### 12 m/s", "12"), ("#### 12 m/s^2", "12"), ("#### 12 ft³", "12"),
         ("#### 12 ¢", "12"), ("#### 12 cents", "12"), ("#### NaN", "nan"), ("#### inf", "\\infty"),
@@ -153,7 +154,8 @@ RIGHT_RESPONSES = {  # (response, gold)
         ("#### Verification\n9*2=18\n\n#### Conclusion\n\nThe answer is 18.", "18"), ("</think>\n\n#### 18", "18"),
         ("I think #### 42 is right", "42"), ("####   42   ", "42"), ("#### 42\n\n\n", "42"), ("####42 eggs", "42"),
         ("#### $42.00 per week", "42"), ("#### 42 (forty-two)", "42"), ("#### 42; that is all", "42"),
-        ("#### 42 - done", "42"), ("#### 42, as shown above", "42"), ("#### 42, which is 6*7", "42"),
+        ("#### 7/8 (0.875)", "7/8"), ("#### 7 days (1 week)", "7"), ("#### 42, as shown above", "42"),
+        ("#### 42, which is 6*7", "42"),
         ("#### The final answer is 42.", "42"), ("#### So the answer: 42", "42"), ("#### Tom pays 42", "42"),
         ("#### ~42", "42"), ("#### maybe 42", "42"), ("#### None", "None"), ("#### 042", "42"), ("#### 42L", "42"),
     ],
@@ -202,7 +204,7 @@ RIGHT_RESPONSES = {  # (response, gold)
         ("The answer is 18 and that's final.", "18"), ("The answer is definitely 18.", "18"),
         ("Answer: 18\nAnswer: 20", "20"), ("A: 18\nExplanation: since B: 20", "18"), ("a: 18", "18"),
         ("The answer is\n18", "18"), ("<think>The answer is 20.</think>\nThe answer is 18.", "18"),
-        ("The answer is <answer>18</answer>", "18"),
+        ("The answer is <answer>18</answer>", "18"), ("<answer>18</answer>", "18"), ("| Answer: | 18 |", "18"),
         ("**Step 4: Total**\n\n$9 \\times 2 = 18$\n\n**Final Answer:** $18", "18"), ("**Final Answer: 18**", "18"),
         ("**Final Answer**: \\$18", "18"), ("__Answer:__ 18", "18"), ("> Answer: 18", "18"), ("- Answer: 18", "18"),
         ("1. Answer: 18", "18"), ("The answer is 1,234.", "1234"), ("The answer is 1,234,", "1234"),
@@ -253,7 +255,7 @@ WRONG_RESPONSES = {  # (response, gold)
         ("#### no answer", "42"), ("#### 42 (or 43)", "42"), ("#### 42 [43]", "42"), ("#### 42\u200442", "42"),
         ("#### 424242", "42"), ("#### -42", "42"), ("#### 4.2", "42"), ("#### 4,2", "42"), ("#### 42.0001", "42"),
         ("#### 41.9999999", "42"), ("#### 6*7", "42"), ("#### 2**5", "32"), ("#### sqrt(4)", "2"), ("#### 0x2A", "42"),
-        ("#### 0b101", "101"), ("#### 42j", "42"), ("#### 4_2", "42"),
+        ("#### 0b101", "101"), ("#### 42j", "42"), ("#### 4_2", "42"), ("#### 12 - ", "12"), ("#### 42 - done", "42"),
     ],
     "box": [
         ("\\boxed{18}\\boxed{20}", "18"), ("\\boxed{18}\\boxed{20}", "20"), ("\\boxed{18\\text{ or }20}", "18"),
@@ -278,7 +280,7 @@ WRONG_RESPONSES = {  # (response, gold)
         ("The answer is 18 ... 20", "18"), ("The answer is 18, 18.5", "18"), ("Answer: 18\nAnswer: 20", "18"),
         ("Q: 2+2? A: 4", "4"), ("The answers are 18.", "18"), ("Result: 18", "18"), ("= 18", "18"),
         ("\\fbox{18}", "18"), ("<think>The answer is 20.</think>\nThe answer is 18.", "20"),
-        ("The answer is 18. </think>", "18"), ("<think>hm</think>", "18"), ("<answer>18</answer>", "18"),
+        ("The answer is 18. </think>", "18"), ("<think>hm</think>", "18"),
         ("The answer is 1, 234.", "1234"), ("The answer is 5 dollars and 50 cents.", "5"),
         ("The answer is two thirds.", "2/3"), ("The answer is 66.67%.", "2/3"), ("The answer is 10:30 AM.", "10"),
         ("The answer is on Friday.", "Friday"), ("The answer is 7 since there are 3 cats", "3"),
@@ -292,8 +294,7 @@ WRONG_RESPONSES = {  # (response, gold)
 }
 
 LIMITS = [  # right for a person, but not read: strict where a kinder rule would also accept a hedge
-    ("The answer is:\n- 18 apples", "18"), ("| Answer: | 18 |", "18"), ("#### R$ 18", "18"),
-    ("#### 7/8 (0.875)", "7/8"), ("#### 7 days (1 week)", "7"), ("\\boxed{\\frac{\\frac12}{2}}", "1/4"),
+    ("The answer is:\n- 18 apples", "18"), ("#### R$ 18", "18"), ("\\boxed{\\frac{\\frac12}{2}}", "1/4"),
 ]
 
 NO_ANSWER = [  # two answers in one place, or none: extract_answer gives None
@@ -493,6 +494,57 @@ HOSTILE = {
 }
 
 
+# Each rule of the grammar and of the places on both sides: right answers, and what only looks like one.
+CALCULATIONS = ["9 * 2", "20 - (1 + 1)", "36 / 2", "(10 + 8) * 1", "3 x 6", "9 eggs * $2", "half of 36", "2(4 + 5)",
+                "12 + 6", "\\frac{36}{2}", "9 \\times 2", "20% of 90", "3 hours * 6 km/h", "20 - 2"]
+CHAINS_RIGHT = [form.format(sum=calculation, unit=unit) for calculation in CALCULATIONS for unit in ("", " km")
+                for form in ("{sum} = 18{unit}", "Profit = {sum} = 18{unit}", "18{unit} = {sum}", "$18 = {sum}",
+                             "x = {sum} = 18{unit}", "{sum} \\Rightarrow 18{unit}", "= {sum} = 18{unit}")]
+CHAINS_WRONG = [form.format(sum=calculation) for calculation in CALCULATIONS if "36" not in calculation[:8]
+                for form in ("{sum}", "{sum} =", "{sum} +", "18 = {sum} = 20", "18 = 20 = {sum}", "{sum} = 18 = 20",
+                             "x = {sum}", "{sum} * people", "18 = {sum} -", "{sum} = 18 *", "2x = {sum} = 18",
+                             "x + 1 = {sum} = 18")]
+CUT = ["20 -", "18 - 2", "18 *", "18 * people", "people * 18", "18 / x", "18 + 2 apples", "18 apples + 2", "18(2 + 3)",
+       "18 = 20", "18 apples = 20 apples", "$18 = $20", "18 → 20", "x = 18 = 20", "18 ^", "2x = 18", "x - 18 = 0",
+       "18 > 17"]
+OTHER_UNITS = ["7 days = 1 week", "100 cents = $1", "1,000 meters = 1 km"]  # the last side counts
+REASONS = [", because {}", " because {}", " since {}", " (because {})", ", so {}", ", which is {}", ", as {}",
+           " — since {}"]
+NUMBER_REASONS = [" ({})", ": {}", ", with {} left over", ", leaving {} more"]  # only behind a complete number
+FACTS = ["9 * 2 = 20", "she had 20 and 2 broke", "20 - 2", "20 are too many"]
+HEDGES = [" or 20", ", or 20", " (or 20)", " (20)", ", maybe 20", " (maybe 20)", ": 20", ", 20", " and 20", " or more",
+          ": or 20", ", then 20", " [20]", " (or more)"]
+UNITS = [["lb", "lbs", "pound", "pounds"], ["km", "kilometers", "kilometres"], ["m", "meter", "metres"],
+         ["miles", "mi"], ["min", "minutes", "mins"], ["months", "month"], ["h", "hours", "hrs"], ["L", "liters"],
+         ["dollars", "dollar", "USD"], ["cents", "¢"], ["%", "percent"], ["°", "degrees"], ["cm", "centimeters"],
+         ["cm^2", "square centimeters", "sq cm"], ["km/h", "kilometers per hour", "kph"], ["mL", "milliliters"],
+         ["mph", "miles per hour", "miles an hour"], ["apples", "apple", "red apples"], ["boxes", "box"],
+         ["people", "person"], ["horses", "horse"]]
+LABELS = ["Total:", "Answer:", "total", "Total =", "x =", "The total is", "Tom has", "It costs", "Tom:", "a total of",
+          "so", "Number of eggs:", "Tom's profit =", "exactly", "about", "which is equal to", "there are",
+          "Area (in all):"]
+NO_LABELS = ["at least", "more than", "almost", "half of", "twice", "the square root of", "one of", "up to", "under",
+             "thirty", "a multiple of", "the opposite of", "Tom has at least", "The total is not", "It costs nearly",
+             "not", "sin", "half the total is", "ten times", "x +", "the remainder of", "anything but", "at most:",
+             "isn't", "January"]
+DRESSES = ["\\color{red}{%s}", "\\textcolor{blue}{%s}", "{\\Large %s}", "\\huge %s", "\\rightarrow %s", "| %s |",
+           "\\implies x = %s", "%s \\\\", "\\displaystyle{%s}", "⇒ %s", "\\mathbf{%s}", "{%s \\over 1}"]
+ENDS = ["<|endoftext|>", "<|eot_id|>", "<|im_end|>", "</s>", "<eos>", "<end_of_turn>", "<｜end▁of▁sentence｜>", "[EOS]",
+        "<|END_OF_TURN_TOKEN|>", "[/INST]", "<pad>", " |", "**", " \\\\"]
+LATER = ["Let me verify that the answer is correct: 9 + 11 = 20.", "I checked: the answer is right.", "The answer is",
+         "We see that the answer is consistent with 20 - 2.", "So the answer is a whole number.",
+         "The answer is positive."]
+TEMPLATES = ["**Final Answer**\n\n{}", "## Final Answer\n{}", "Final Answer\n{}", "**Answer**\n{}", "答案是 {}",
+             "<answer>{}</answer>", "<answer>\n{}\n</answer>", "答案：{}。", "所以答案为{}", "Ans: {}", "**Ans:** {}",
+             "ANS: {}", "| Final Answer | {} |"]
+NO_TEMPLATES = ["Plans: {}", "**Final Answers**\n{}", "<answers>{}</answers>", "答案 {}", "Trans: {}",
+                "<answer></answer>{}"]
+PIECES_OF_RULES = ["Answer: ", "Ans: ", "<answer>", "</answer>", "#### ", "\\boxed{", "}", "The answer is ", "18", "20",
+                   "-", "*", "/", "=", "→", "(", ")", ":", ", ", " ", " ", "because ", "apples", "km", "%", "per ",
+                   "a ", "x", "at least ", "Total: ", "and ", "1/2", "or ", "half of ", "million ", "with ", "\\over ",
+                   "\\\\", "|", "\\color{red}", "$", "√", "^2", "_", "≈"]
+
+
 def grouped(table):
     r"""One parameter set for each case of a table of groups, with the group's name and the case as its id."""
     return [pytest.param(first, gold, id=f"{group}: {ascii(first)[1:-1]} ~ {ascii(gold)[1:-1]}")
@@ -563,6 +615,138 @@ def test_other_types_are_no_text(value):
     assert math_reward(value, "18") == 0.0
     assert is_equivalent(value, "") is False
     assert verify("#### 18", value) is (type(value) is int)  # a small int may be a gold
+
+
+def assert_read(text, *right, wrong=()):
+    r"""In every place `text` is right against each of `right` and wrong against each of `wrong`."""
+    for place in ("#### {}", "\\boxed{{{}}}", "Answer: {}"):
+        for gold in right:
+            assert verify(place.format(text), gold), (place, text, gold)
+        for gold in wrong:
+            assert not verify(place.format(text), gold), (place, text, gold)
+
+
+@pytest.mark.parametrize("chain", CHAINS_RIGHT)
+def test_a_chain_is_its_last_quantity(chain):
+    assert_read(chain, "18", wrong=["9", "2", "20", "36", "90", "3", "6"])
+
+
+@pytest.mark.parametrize("chain", CHAINS_WRONG)
+def test_a_calculation_is_never_cut(chain):
+    assert_read(chain, wrong=["18", "9", "2", "20", "36", "90", "3", "6", "-2"])
+
+
+@pytest.mark.parametrize("text", CUT)
+def test_what_is_left_over_makes_it_no_number(text):
+    assert_read(text, wrong=["18", "20", "16", "-18", "9"])
+
+
+@pytest.mark.parametrize("text", OTHER_UNITS)
+def test_other_units_are_no_contradiction(text):
+    assert_read(text, text.split(" = ")[1], "1", wrong=[text.split(" = ")[0], "2"])
+
+
+@pytest.mark.parametrize("reason", REASONS + NUMBER_REASONS)
+def test_an_explanation_is_cut(reason):
+    for fact in FACTS:
+        for answer in ("18", "18 apples", "$18", "-18", "3/4"):
+            assert_read(answer + reason.format(fact), answer.split()[0], wrong=["20", "9", "2"])
+        for answer in ("Yes", "C", "(B)", "Monday", "x + 1", "(3, 4)") if reason in REASONS else ():
+            assert_read(answer + reason.format(fact), answer, wrong=["20", "9", "2", "No", "D", "18"])
+
+
+@pytest.mark.parametrize("hedge", HEDGES)
+def test_a_hedge_is_no_explanation(hedge):
+    assert_read("18" + hedge, wrong=["18", "20", "18.2"])
+    assert_read("18 apples" + hedge, wrong=["18", "20", "18 apples"])
+
+
+@pytest.mark.parametrize("names", UNITS, ids=lambda names: names[0])
+def test_units_by_meaning(names):
+    for name in names:
+        assert_read(f"5 {name}", "5", *(f"5 {other}" for other in names), wrong=["6", "x"])
+        for others in UNITS:
+            for other in others if others != names else ():
+                assert not is_equivalent(f"5 {name}", f"5 {other}"), (name, other)
+
+
+def test_a_currency_is_a_unit():
+    assert_read("\\$5", "5", "$5", "5 dollars", "5 USD", "$5 a day", wrong=["5 cents", "€5", "5%", "5 apples", "£5"])
+    assert_read("€5", "5", "5 euros", wrong=["$5", "5 cents"])
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_a_label_changes_nothing(label):
+    for number in ("18", "-7", "\\$1,234", "3/4", "5 km"):
+        assert_read(f"\\text{{{label} }}{number}", number, wrong=["19", "7", "4"])
+
+
+@pytest.mark.parametrize("words", NO_LABELS)
+def test_other_words_make_it_no_number(words):
+    for number in ("18", "1,234", "3/4", "18 apples"):
+        assert_read(f"\\text{{{words} }}{number}", wrong=[number, number.split()[0], f"-{number}"])
+
+
+@pytest.mark.parametrize(("answer", "gold", "verdict"), [
+    ("MONDAY", "Monday", RIGHT), ("new york", "New York", RIGHT), ("X", "x", WRONG), ("2X", "2x", WRONG),
+    ("n", "N", WRONG), ("a + B", "A + b", WRONG), ("\\Delta", "\\delta", WRONG), ("\\text{YES}", "yes", RIGHT),
+    ("(c)", "C", RIGHT), ("2 and 1/2", "2.5", RIGHT), ("-2 and 1/2", "-5/2", RIGHT), ("2 and 1/2 cups", "2.5", RIGHT),
+    ("2 \\text{ and } \\frac{3}{4}", "2.75", RIGHT), ("2 and 3/2", "3.5", WRONG), ("2 and 1/2", "2", WRONG),
+    ("2 and 1", "3", WRONG), ("1/2 and 2", "2.5", WRONG), ("2.5 and 1/2", "3", WRONG), ("1 2x", "12x", WRONG),
+    ("1 2", "12", WRONG), ("(1 2, 3)", "(12, 3)", WRONG), ("x^{1 2}", "x^{12}", WRONG), ("3 x", "3x", RIGHT),
+    ("\\sqrt{1 2}", "\\sqrt{12}", WRONG),
+])
+def test_case_and_spaces(answer, gold, verdict):
+    assert is_equivalent(answer, gold) is verdict and is_equivalent(gold, answer) is verdict
+
+
+@pytest.mark.parametrize("later", LATER)
+def test_a_later_phrase_counts_only_with_an_answer(later):
+    for answer in ("18", "$18", "\\frac{1}{2}", "-7", "x = 5"):
+        assert verify(f"The answer is {answer}. {later}", answer)
+        assert not verify(f"The answer is {answer}. {later}", "20")
+        assert not verify(f"The answer is {answer}. {later} The answer is 20.", answer)
+    for no in ("not 18", "wrong", "20", "18 or 20", "20 apples", "actually 20"):
+        assert not verify(f"The answer is 18. Hmm, the answer is {no}.", "18")
+    assert verify("The answer is Monday. I checked that the answer is correct.", "Monday")
+    assert not verify("The answer is Monday. Sorry, the answer is Tuesday.", "Monday")
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_more_places(template):
+    for answer, gold in (("18", "18"), ("-7", "-7"), ("18 apples", "18"), ("$1,234", "$1234"), ("\\frac{3}{4}", "0.75"),
+                         ("C", "C"), ("9 * 2 = 18", "18"), ("18, because 20 - 2 = 18", "18")):
+        assert verify(template.format(answer), gold), answer
+        assert not verify(template.format(answer), "20")
+    assert not verify(template.format("18 or 20"), "18") and not verify(template.format(""), "18")
+
+
+@pytest.mark.parametrize("template", NO_TEMPLATES)
+def test_no_places(template):
+    assert not verify(template.format("18"), "18")
+
+
+@pytest.mark.parametrize("dress", DRESSES)
+def test_formatting_changes_nothing(dress):
+    for place in ("#### {}", "Answer: {}") + ("Answer: ${}$", "\\boxed{{{}}}") * ("|" not in dress):
+        assert verify(place.format(dress % "18"), "18") and not verify(place.format(dress % "20"), "18")
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_an_end_mark_changes_nothing(end):
+    for place in ("#### {}", "Answer: {}", "The answer is {}."):
+        for answer in ("18", "Monday", "5 km"):
+            assert verify(place.format(answer) + end, answer) and not verify(place.format(answer) + end, "20")
+
+
+def test_fuzz_of_the_rules():
+    rng = random.Random(0)
+    for _ in range(300):
+        text = "".join(rng.choices(PIECES_OF_RULES, k=rng.randrange(1, 25)))
+        answer = extract_answer(text)
+        assert answer is None or answer.strip()
+        for gold in ("18", "20 km", "x", "1/2"):
+            assert verify(text, gold) in (True, False) and is_equivalent(text, gold) is is_equivalent(gold, text)
 
 
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE.keys())

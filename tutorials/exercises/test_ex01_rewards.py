@@ -49,6 +49,7 @@ def test_is_equivalent(solution):
         ("1.8", "18", False, "a decimal point is no decoration"),
         ("18.9", "18", False, "digits behind the point count"),
         ("2**3", "8", False, "nothing is computed"),
+        ("90 - 40", "90", False, "a calculation is not cut in the middle"),
         ("", "18", False, "an empty text equals nothing"),
         ("", "", False, "an empty text equals nothing"),
         ("Paris", "Paris", True, "text equals the same text"),

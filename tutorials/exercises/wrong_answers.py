@@ -7,6 +7,7 @@ less about it than its message.
 """
 
 import re
+from fractions import Fraction
 
 import torch
 
@@ -53,6 +54,11 @@ def _as_float(answer, gold, tolerance):
         return abs(a - b) <= tolerance
     except Exception:
         return answer == gold != ""
+
+
+def _first_number(answer, gold):
+    a, b = (re.match(r"-?[\d,]*\.?\d+(/[1-9]\d*)?", x.strip().lstrip("$")) for x in (answer, gold))
+    return Fraction(a[0].replace(",", "")) == Fraction(b[0].replace(",", "")) if a and b else answer == gold != ""
 
 
 def _strip_to_digits(answer, gold):
@@ -230,6 +236,7 @@ WRONG = {
          lambda answer, gold: _as_float(answer, gold, 1e-3)),
         ("it evaluates the text: 2**3 is not the answer 8, and eval runs whatever a model writes.",
          lambda answer, gold: _as_float(answer, gold, 0.0)),
+        ("it reads the number at the beginning and drops the rest: 90 - 40 is a calculation, not 90.", _first_number),
         ("it throws away all that is no digit: -7 becomes 7, and two texts without digits become equal.",
          _strip_to_digits),
     ],
