@@ -87,7 +87,8 @@ OBJECTIVES = {
         advantages=lambda rewards, rollout, s: pmd_mean_advantages(rewards, s.group_size, s.leave_one_out),  # [N]
         loss=lambda log_probs, part, s: pmd_loss(
             log_probs, part.log_probs, part.advantages, part.response_mask, s.tau),  # [n], an event is a response
-        aggregate="seq-mean-token-sum", settings=dict(tau=0.01, leave_one_out=False),  # tau: the authors' scripts
+        aggregate="seq-mean-token-sum",
+        settings=dict(tau=0.01, leave_one_out=False),  # the authors' tau; preset tiny has 0.1
         source="2602.05933; k1.5 eq. 3, K2"),
     "pmd_part": Objective(
         advantages=lambda rewards, rollout, s: pmd_part_advantages(rewards, s.group_size, s.tau, s.leave_one_out),

@@ -302,7 +302,7 @@ def sample_rollouts(
     rows = torch.arange(n, device=device)  # the rows still in the batch
     mask = torch.cat([prompt_mask, prompt_mask.new_zeros(n, max_new_tokens)], dim=1)  # [len(rows), P+T]
 
-    for t in range(max_new_tokens):
+    for t in range(max_new_tokens):  # one token for every row; the four lines below are the sampler
         log_p = (logits / temperature).log_softmax(dim=-1)  # [len(rows), V]
         token = log_p.argmax(dim=-1) if greedy else inverse_cdf(log_p, uniform[rows, t])  # [len(rows)]
         tokens[rows, t] = token

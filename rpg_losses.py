@@ -45,7 +45,8 @@ Departures from the paper, and why:
   E_old[beta w grad log pi_theta] = beta sum grad pi_theta = 0, so without clipping this adds only noise. Clipping takes
   a part out of that sum and leaves a bias. Clipped events, which should have zero gradient, move too. For fkl and ufkl,
   w Ahat holds the KL as beta q, which theta does not change: as printed, no penalty is left.
-- c is 3 by default, as in most trainers with PPO's dual clip. The paper asks for c > 1; its scripts have c = 10.
+- c is 3 by default, as in most trainers with PPO's dual clip. The paper asks for c > 1; its scripts have c = 10, and so
+  has train.py.
 - Z_old, the mass of an unnormalised pi_old, is left out: it scales the loss, and is 1 for a language model.
 - No clamp on log-ratios or penalties (the authors' code has [-10, 10]): it bounds the value and kills the gradient.
   Value and gradient are finite and right for every ratio that float32 can hold. Beyond, from log w = 88.7 on, a loss
@@ -103,7 +104,8 @@ def ufkl_loss(log_probs, old_log_probs, advantages, beta, ref_log_probs=None):
 
     w, q = (log_probs - old).exp(), (ref - old).exp()  # pi_theta / pi_old, pi_ref / pi_old
     l = log_probs - ref  # log(pi_theta / pi_ref)
-    return w * (-a + beta) - beta * (q * l + q)  # all that w multiplies in one term: no inf - inf
+    # -w a plus beta (w - q l - q), with all that w multiplies in one term: no inf - inf
+    return w * (-a + beta) - beta * (q * l + q)
 
 
 def urkl_loss(log_probs, old_log_probs, advantages, beta, ref_log_probs=None):
@@ -119,7 +121,8 @@ def urkl_loss(log_probs, old_log_probs, advantages, beta, ref_log_probs=None):
     a = a if a.shape == old.shape else a[:, None]  # [N, T], [N, 1] or [N]
 
     w, l = (log_probs - old).exp(), log_probs - ref  # pi_theta / pi_old, log(pi_theta / pi_ref)
-    return w * (-a + beta * (l - 1))  # all that w multiplies in one term: no inf - inf
+    # -w a plus beta (w l - w), with all that w multiplies in one term: no inf - inf
+    return w * (-a + beta * (l - 1))
 
 
 def reinforce_fkl_loss(log_probs, old_log_probs, advantages, beta, ref_log_probs=None):
@@ -184,8 +187,9 @@ def reinforce_urkl_loss(log_probs, old_log_probs, advantages, beta, ref_log_prob
 
 def dual_clip_loss(log_probs, old_log_probs, advantages, beta, kl="urkl", eps_low=0.2, eps_high=0.28, c=3.0,
                    ref_log_probs=None):
-    r"""RPG-Style Clip, differentiable (Sec. 3.3, Alg. 1), with Ahat detached; see the top of the file for why.
+    r"""RPG-Style Clip, differentiable (Sec. 3.3, Alg. 1), with Ahat detached; the top of the file says why.
 
+        Ahat = A - beta l for urkl, l = log(pi_theta / pi_ref); all four stand at the top of the file
         Ahat >= 0:   max(-w Ahat, -clip(w, 1 - eps_low, 1 + eps_high) Ahat) = -min(w, 1 + eps_high) Ahat
         Ahat <  0:   min(that, -c Ahat)                                     = -clip(w, 1 - eps_low, c) Ahat
 
@@ -209,7 +213,8 @@ def dual_clip_loss(log_probs, old_log_probs, advantages, beta, kl="urkl", eps_lo
              "urkl": a - beta * l}[kl]  # weight / w
     low, high, top = torch.tensor([max(0, 1 - eps_low), 1 + eps_high, c], dtype=torch.float64).log().tolist()
     log_u = torch.where(a_hat >= 0, log_w.clamp(max=high), log_w.clamp(low, top))
-    u, v = log_u.exp(), (log_u - l).exp()  # v = u e^-l is finite where e^-l is not; unclipped, it is q
+    u, v = log_u.exp(), (log_u - l).exp()  # the clipped w; v = u e^-l is finite where e^-l is not; unclipped, it is q
+    # -u Ahat
     return -{"fkl": u * a + beta * v, "rkl": u * a_hat, "ufkl": u * a - beta * (u - v), "urkl": u * a_hat}[kl]
 
 
@@ -239,6 +244,7 @@ def reinforce_dual_clip_loss(log_probs, old_log_probs, advantages, beta, kl="urk
     w, q = log_w.exp(), (log_w - l).exp()  # pi_theta / pi_old, pi_ref / pi_old
     a_hat = {"fkl": a + beta * (-l).exp(), "rkl": a - beta * (l + 1), "ufkl": a - beta * (1 - (-l).exp()),
              "urkl": a - beta * l}[kl]  # weight / w
+    # w Ahat
     weight = {"fkl": w * a + beta * q, "rkl": w * a_hat, "ufkl": w * a - beta * (w - q), "urkl": w * a_hat}[kl]
     alive = torch.where(a_hat >= 0, w < 1 + eps_high, (w > 1 - eps_low) & (w < c))
     return -weight * torch.where(alive, log_probs, log_probs.detach())

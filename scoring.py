@@ -129,7 +129,7 @@ def token_log_probs(model, rollout, temperature=1.0, group_size=1):
                        logits_to_keep=T + 1).logits[:, :-1][rollout.response_mask].float() / temperature  # [M, V]
     else:
         # The distribution of y_t is computed at the position before y_t.
-        if group_size == 1 or model.is_activation_checkpointing:
+        if group_size == 1 or model.is_activation_checkpointing:  # the simplest case: every row with its own prompt
             hidden = decoder(
                 input_ids=ids[:, :-1], attention_mask=mask[:, :-1], position_ids=positions(mask[:, :-1]),
                 use_cache=False,

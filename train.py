@@ -4,7 +4,7 @@ r"""Reinforcement learning with verifiable rewards, as one readable loop: `pytho
         sample      y_1 .. y_G ~ pi_old( . | x) for each prompt x of the step        rollout.py
         verify      r_i = 1 if the answer of y_i is right, else 0                    reward_math.py
         baseline    A_i = r_i - mean of r over the group of x                        the objective's advantages
-        update      for each minibatch of whole groups:
+        update      for each minibatch of whole groups (tiny: 4 a step, so pi_theta leaves pi_old):
                         log pi_theta(y_t | x, y_<t), with gradients                  scoring.py
                         the objective's loss of each event, summed up, backward      pmd_mean.py, aggregation.py
                         one AdamW step
@@ -58,7 +58,7 @@ MAX_GRAD_NORM = 1.0  # longer gradients are scaled down to it, as in RPG's paper
 
 def train(settings):
     r"""Trains as the settings say; returns the rows of metrics.jsonl."""
-    run = Run(settings)
+    run = Run(settings)  # AdamW; reference: a frozen copy of the initial model, or None
     objective, policy, optimizer, reference = OBJECTIVES[settings.objective], run.policy, run.optimizer, run.reference
     if run.is_new:
         run.record(0, accuracy=evaluate(run, 0))
@@ -71,7 +71,7 @@ def train(settings):
 
         trained_on = trained_rows(settings, correct)  # [N'], all of them without --filter-groups
         if len(trained_on):
-            rollout = sampled.select(trained_on)
+            rollout = sampled.select(trained_on)  # the responses to train on, with the tensors of each
             if recomputes_old_log_probs(settings):
                 of_sampler = rollout.log_probs
                 rollout.log_probs = log_probs_of(policy, rollout, settings)  # [N', T]
@@ -85,6 +85,7 @@ def train(settings):
                 optimizer.zero_grad(set_to_none=True)
                 update = backward(policy, objective, rollout, minibatch, settings)
                 optimizer_step(policy, optimizer, update, settings, run.optimizer_steps)
+                run.optimizer_steps += 1
                 run.after(update, step)
                 if reference and run.reference_is_due():
                     reference.load_state_dict(policy.state_dict())
@@ -103,11 +104,12 @@ def backward(policy, objective, rollout, minibatch, settings):
     """
     num_tokens = int(rollout.response_mask[minibatch].sum())
     update = metrics.Update(num_tokens)
-    for rows, per_prompt in microbatches(rollout, minibatch, settings):
+    for rows, per_prompt in microbatches(rollout, minibatch, settings):  # so many rows in a row share a prompt
         part = rollout.select(rows)
         with autocast(settings):
             log_probs = token_log_probs(policy, part, settings.temperature, per_prompt)  # [n, T], log pi_theta
         losses = objective.loss(log_probs, part, settings)  # [n, T] per token or [n] per response
+        # settings.aggregate is the objective's own, unless --aggregate was given.
         loss = aggregate(losses, part.response_mask, settings.aggregate, num_responses=len(minibatch),
                          num_tokens=num_tokens, max_new_tokens=settings.max_new_tokens)
         loss.backward()

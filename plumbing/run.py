@@ -136,7 +136,6 @@ class Run:
                                      f"(loss {update.loss}, gradient norm {update.grad_norm})")
         else:  # the KL of a skipped update may be nan, and an average would stay nan
             self.average_kl = 0.9 * self.average_kl + 0.1 * update.kl_ref / max(1, update.num_tokens)
-        self.optimizer_steps += 1
 
     def reference_is_due(self):
         r"""Is it time to copy the policy into the reference, by the number of updates or by the average KL to it?"""
