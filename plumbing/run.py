@@ -113,7 +113,9 @@ class Run:
                         print(f"\ntrain.py: stopped after step {step}, which is saved; go on with --resume {self.out}",
                               file=sys.stderr)
                     sys.exit(130)
-        self.finish()
+        if parallel.rank() == 0:
+            self.finish()
+        parallel.from_first(None)  # nobody goes on, or looks at the folder again, before all of it is written
 
     def lap(self):
         r"""Ends a timed part of the step: sampling first, then all updates."""
@@ -167,8 +169,6 @@ class Run:
 
     def finish(self):
         r"""Writes the trained model and the picture, and prints the result."""
-        if parallel.rank() > 0:
-            return
         settings = self.settings
         write_model(self.out / "model", self.policy, self.tokenizer)
         draw_curves(self.rows, self.out / "curves.png",
