@@ -58,50 +58,60 @@ _LINE = re.compile(r"[^\r\n]*")
 _HEADING = re.compile(r"""[\s*_]* (?: [^\W\d_]{2,}\ \d{1,2}[.):].*    # Step 1: 9 * 2
     | (?:\d{1,2}[.):]\s*)? [*_]{0,3} [^\W\d_]{2,} (?:\ \d{1,2}\b)? [^\d\\$]* )   # Solution; 2. Add""", re.VERBOSE)
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # \{ is no brace
+_BARE_BOX = re.compile(r"\\boxed ?([-+]?[\d.,/]*\d)")  # \boxed 9
 _BETWEEN_BOXES = re.compile(r"[ \t${}\\(),;&~]*(?:(?:text)?\{? ?(?:or|and)\b)?[ \t${}\\(),;&~]*")
-_PHRASE = re.compile(r"""[nN](?:swer|SWER)(?<=(?<![^\W_])[Aa].{5})(?:\s{1,9}(?:is|IS)\b|[\s*_`"')]{0,9}[:：])
-    | (?<![^\W_])[Aa](?:ns|NS)[*_]{0,3}[ \t]?[:：] | 答案(?:[是为為]|\s?[:：]) | <(?:[aA]nswer|ANSWER)>
-    | [\r\n][ \t>*_-]{0,6}[Aa][*_]{0,3}[ \t]?[:：]                          # A: on a new line
+_PHRASE = re.compile(r"""[nN](?:swer|SWER)(?<=(?<![^\W_])[Aa].{5}) (?:[ \t]?\([^()\d\n]{1,40}\))?  # Answer (in dollars):
+        (?: (?:\s(?:to|of|for|in|we|you|I|here|then|now|thus|therefore)\b[^\W\d_ ]*(?:[ ][^\W\d_']+){0,6})?
+            \s{1,9}(?:is|IS|equals|(?:should|must|would|will)[ ]be)\b
+          | [\s*_`"')]{0,9}(?:[:：=→⇒]|[-=]>|\\(?:R|r)ightarrow\b|\\to\b) )
+    | (?<![^\W_])[Aa](?:ns|NS)[*_]{0,3}[ \t]?[:：.=→⇒] | 答案(?:[是为為]|\s?[:：]) | <(?:[aA]nswer|ANSWER)>
+    | [\r\n][ \t>*_-]{0,6}(?:[Aa][*_]{0,3}[ \t]?[:：] | (?:Final[ ])?[Aa]nswer\.(?=\s))    # A: or Answer. on a new line
     | [\r\n][ \t>#*_|]{0,9}(?:(?:Final|final|FINAL)\ )?(?:[Aa]nswer|ANSWER)[ \t*_]{0,4}(?=[\r\n|])  # alone on a line
     """, re.VERBOSE)
-_PHRASE_GAP = re.compile(r"(?:[\s:：*_`|}]|\$\$|\\\[|\\\()*")  # "The answer is:\n\n$$18$$" goes on after the blank line
+_CONDITION = re.compile(r"\b(?:if|whether|unless)\s+(?:\w+\s+){0,2}a$", re.I)  # "if the answer is" gives none
+_PHRASE_GAP = re.compile(r"(?:[\s:：*_`|}=→⇒]|[-=]>|\$\$|\\\[|\\\()*")  # "The answer is:\n\n$$18$$" goes on after the blank line
 _SENTENCE_END = re.compile(r"""[\r\n。] | </answer>
     | (?<!\bRs) (?: (?<!\.)\.(?!\.) | (?<![!?])[!?]+ )     # not in "..." nor after Rs
       (?= [\s*_`"'”’)\]}$<[] | \\[\])] | [A-Z][a-z] | $ )  # not in 3.5, .5 or p.m.
       (?!\s*=)                                            # not in 5! = 120""", re.VERBOSE)
-_REMARK = re.compile(r"""(?:indeed\ )?(?:correct|right|reasonable|consistent|valid|verified|confirmed|plausible|sensible
-    |accurate|exact|given|found|obtained|expected|supposed|clear|obvious|unique|well|less
+_REMARK = re.compile(r"""(?:indeed\ )?(?:correct|(?:un)?clear|right|reasonable|consistent|valid|verified|confirmed|plausible|sensible
+    |accurate|exact|given|found|obtained|expected|supposed|obvious|unique|well|less
     |more|within|in|at)\b | $""", re.VERBOSE | re.I)
 _TAG = re.compile(r"<<[^<>]*>>|</?[|｜]?(?:0x\w|[A-Za-z_])[\w▁-]*[|｜]?>|\[/?(?:EOS|INST|s|end of text)\]")  # </s>
 _BARS = re.compile(r"^\|+\s+|\s+\|+$")  # of a table, not of |5|
-_REASON = re.compile(r"""(?<=\S) (?: (?:[,;:]?\s+(?:[(—–-]+\s*)?|\() (?:because|since|so|which|given|rather\ than
-                                         |instead\ of|due\ to|thus|hence|therefore)\b
-                                | [,;(]\s*(?:not|as|who|where|when)\b )""", re.VERBOSE | re.I)
+_REASON = re.compile(r"""(?<=\S) (?: (?:[,;:]?\s+(?:[(—–-]+\s*)?|\() (?:because|since|so|(?P<which>which)|given|rather\ than
+                                         |instead\ of|due\ to|thus|hence|therefore|i\.?e\b)\b
+                                | [,;(]\s*(?:not|as|who|where|when|with|that\ is)\b
+                                | \s+as\s+(?:there|it|he|she|they|we|you|this|each|every|\d)\b )""", re.VERBOSE | re.I)
 
 
 def _find(text):
     r"""The text in the highest place: None where there is no place at all, "" where the place holds no answer."""
     text = text[text.rfind("</think>") + 8:] if "</think>" in text else text
-    at = text.rfind("####")
-    if at < 0:
-        return _find_box_or_phrase(text)
-    line = _LINE.match(text, at + 4, at + 6 + LONGEST_ANSWER).group()
-    before = text[max(text.rfind("\n", 0, at), text.rfind("\r", 0, at)) + 1:at].rstrip("#")
-    if "####" in before:
-        return ""  # two on a line
-    inner = _find_box_or_phrase(line)  # "#### \boxed{18}", "#### Final answer: 18"
-    if not inner and not before.strip(" \t>*-") and _HEADING.fullmatch(line):
-        later = _find_box_or_phrase(text[at + 4:])
+    end, headings = len(text), []
+    while (at := text.rfind("####", 0, end)) >= 0 and len(headings) < 50:
+        line = _LINE.match(text, at + 4, at + 6 + LONGEST_ANSWER).group()
+        before = text[max(text.rfind("\n", 0, at), text.rfind("\r", 0, at)) + 1:at].rstrip("#")
+        if "####" in before:
+            return ""  # two on a line
+        inner = _find_box_or_phrase(line)  # "#### \boxed{18}", "#### Final answer: 18"
+        if inner or before.strip(" \t>*-") or not _HEADING.fullmatch(line) or not text[at + 4 + len(line):].strip():
+            return _trim(line) if inner is None else inner
+        later = _find_box_or_phrase(text[at + 4:end])
         if later is not None:
             return later
-    return _trim(line) if inner is None else inner
+        headings.append(line)
+        end = len(text[:at].rstrip("#"))
+    found = _find_box_or_phrase("\n" + text[:end])  # so that its first line begins like any other
+    return _trim(headings[0]) if found is None and headings else found
 
 
 def _find_box_or_phrase(text):
     r"""The last \boxed{...}; where there is none, what follows the last "answer is", "Answer:" or line "A:"."""
+    text = _BARE_BOX.sub(r"\\boxed{\1}", text) if "\\boxed" in text else text
     at = max(text.rfind("\\boxed{"), text.rfind("\\boxed {"))
     if at < 0:
-        return _find_phrase("\n" + text)  # so that its first line begins like any other
+        return _find_phrase(text)
     content, _ = _read_box(text, at)
     previous = text.rfind("\\boxed{", 0, at)
     if previous >= 0:  # "\boxed{5} or \boxed{6}" is one place with two answers; otherwise the last box counts
@@ -126,10 +136,11 @@ def _find_phrase(text):
     r"""The sentence after the last phrase that an answer follows; after the last phrase where none has one."""
     for longest in (4096, 100_000):  # the end first: a long text full of phrases is not walked through
         phrases = deque(_PHRASE.finditer(text, max(0, len(text) - longest)), maxlen=8)
+        phrases = [phrase for phrase in phrases if not _CONDITION.search(text, max(0, phrase.start() - 40), phrase.start())]
         answers = [_sentence(text, phrase.end()) for phrase in phrases]
         while phrases:
-            answer, earlier, phrase = answers.pop(), "".join(answers), phrases.pop().group()
-            if not (earlier and phrase.casefold().endswith("is") and _is_remark(answer, earlier)):
+            answer, earlier, phrase = answers.pop(), "".join(answers), phrases.pop().group().casefold()
+            if not earlier or answer and not (phrase.endswith(("is", "be")) and _is_remark(answer, earlier)):
                 return answer
     return None
 
@@ -159,9 +170,11 @@ def _trim(text):
 
 
 def _without_reason(text):
-    r"""The text before "because", "since", ..., unless only a label stands there: "the sum, which is 18"."""
+    r"""The text before "because", "since", ..., but "the sum, which is 18" is a label."""
     reason = _REASON.search(text)
-    return text[:reason.start()] if reason and not _LABEL.fullmatch(_tokens(text[:reason.start()])[0]) else text
+    if not reason or reason["which"] and _LABEL.fullmatch(_tokens(text[:reason.start()])[0]):
+        return text
+    return text[:reason.start()]
 
 
 def _bare(text):
@@ -192,9 +205,10 @@ _LAYOUT = re.compile(r"\\(?:(?:text)?color(?:box)?|[hv]space)\*?\s*\{[^{}]*\}"
                      r"|\\(?:begin|end)\{(?:align|equation|gather|split)[a-z]*\*?\}")
 _MATH = re.compile(r"\$\$|(?<![\\\d])\$((?:\\.|[^$\\])*)\$(?!\d)")  # $18$ is 18; $18 and "$5 of $20" are money
 _CHARACTERS = str.maketrans("−‐‑‒–—―⁄∕×·⋅∙•’‘′“”″∈⇒⟹⟶➔", "-------//*****'''\"\"\"=→→→→", "\ufe0f")
+_PARTS = {"half": " 1/2", "third": " 1/3", "quarter": " 1/4"}
 _ARGUMENT = r"\s*(?:\{([^{}]*)\}|([^\s{}\\]))"  # of a command: a group with no group in it, or one character
 _FRAC, _SQRT = re.compile(r"\\frac" + _ARGUMENT * 2), re.compile(r"\\sqrt" + _ARGUMENT)
-_OVER = re.compile(r"(?:\{|^)([^{}]*)\\over\b([^{}]*)(?:\}|$)")
+_OVER = re.compile(r"(?:\{|^)([^{}]*)\\over(?![A-Za-z])([^{}]*)(?:\}|$)")
 _TEXT, _GROUP = re.compile(r"\\text\s*\{([^{}]*)\}"), re.compile(r"([\^_]\s*|(?<![A-Za-z\]}\s])|^)\{([^{}]*)\}")
 
 
@@ -236,6 +250,9 @@ def _plain(text):
                 break
     text = re.sub(r"(?<![\w)])\*\*|\*\*(?![\w(])", "", text).replace("**", "^")  # bold, or a power between operands
     text = re.sub(r"\b(?:US|CA|AU|NZ|HK)\$", "$", re.sub(r"\bRs\.", "₹", re.sub(r"[-=]+>", "→", text)))
+    text = re.sub(r"(?<=\d)\s+and\s+(?:a|one)\s+(half|third|quarter)\b", lambda m: _PARTS[m[1]], text)  # 5 and a half
+    text = re.sub(r"\btimes(?=\s+(?:the|his|her|its|their|this|that|\d))", "*", text)  # an operator, but "6 times a day"
+    text = re.sub(r"(?<![^\W\d_])pi(?![^\W\d_])", "π", re.sub(r"\bsqrt\b(?=[ (]*\d)", "√", text))
     text = re.sub(r"\b([ap])\.\s?m\b\.?", r"\1m", re.sub(r"\bNo\.\s*(?=\d)", "#", text), flags=re.I)
     text = re.sub(r"\s*\^\s*", "^", re.sub(r"\s{2,}", "  ", text.replace("~", " ").replace("\0", " ")))
     return text.strip(" \t\r\n\f").lstrip("→= ")
@@ -256,10 +273,11 @@ _TOKEN = re.compile(rf"(?P<number>(?:{_NUMBER})(?!\d)) | (?P<word>[^\W\d_]+(?:'[
 # letters, w: a longer one or one in another script, a space or a mark: itself, ?: anything else, and these:
 _KINDS = {word: kind for kind, words in {
     "c": """not cannot never than least most half third fourth fifth tenth quarter twice double triple between squared
-        cubed root plus pi sqrt log ln sin cos tan exp mod factorial over under above below binary base repeating
-        recurring nearly hardly barely almost halve ish""",  # changes the value
-    "f": """the so thus hence therefore then that this it he she they we you i there about approx around just also
-        final""",  # filler
+        cubed root plus pi π sqrt log ln sin cos tan exp mod factorial over under above below binary base repeating
+        recurring halve ish about approx approximately around circa roughly nearly hardly barely almost exceed
+        exceeded""",  # changes the value
+    "f": """the so thus hence therefore then that this it he she they we you i there just also
+        final exactly only precisely simply definitely finally actually certainly consequently overall""",  # filler
     "v": """is are was were be equal has have had get got make made pay paid cost earn earned spend spent come amount
         need save saved sell sold buy bought take took give gave use used leave left ran went drove ate lost
         won""",  # verb, may end a label
@@ -268,18 +286,19 @@ _KINDS = {word: kind for kind, words in {
     "n": "answer ans number value result count product difference remainder rest",  # noun: "the remainder of" is none
     "e": "in for from at on by as more less old away times altogether th st nd rd",  # ends a unit
     "o": "of to", "p": "per each every", "a": "a an", "m": "minus negative", "r": "or", "&": "and",
-    "h": "maybe perhaps possibly probably", "g": "with where", "u": "square sq cubic cu",
+    "h": "maybe perhaps possibly probably could might", "g": "with where", "u": "square sq cubic cu", "q": "yes no true false",
 }.items() for word in words.split()}
 _MARKS = {**{mark: mark for mark in ",;:=/^#!√_|-*()"}, **dict.fromkeys(".'\"\\∠", "."), "≈": "=", "→": "=", "+": "-",
           "÷": "*", "[": "(", "{": "(", "]": ")", "}": ")", "%": "u", "°": "u", **dict.fromkeys("$€£¥₹¢", "$")}
-_ZEROS = dict(hundred=2, thousand=3, million=6, billion=9, trillion=12, k=3, K=3, M=6, B=9, bn=9)
+_SCALES = dict(dozen=12, hundred=100, thousand=10**3, million=10**6, billion=10**9, trillion=10**12, k=10**3, K=10**3,
+               M=10**6, B=10**9, bn=10**9)
 # Each group is one unit and its names; a regular plural needs no entry; "a/b" is a per b.
 _UNIT_NAMES = """dollar $ usd buck | cent ¢ | euro € eur | sterling £ gbp | yen ¥ jpy | rupee ₹ rs inr | franc chf
     | percent % pct | degree ° deg | celsius C | fahrenheit F | meter m metre | kilometer km kilometre
     | centimeter cm centimetre | millimeter mm millimetre | mile mi | foot ft | inch | yard yd | gram g
     | kilogram kg kilo | milligram mg | pound lb | ounce oz | ton tonne | liter L l litre | milliliter mL ml millilitre
     | gallon gal | quart qt | pint pt | cup | newton N | volt V | watt W | joule J | second s sec
-    | minute min | hour h hr | day | week wk | month mo | year yr | am | pm | dozen
+    | minute min | hour h hr | day | week wk | month mo | year yr | am | pm
     | mile/hour mph | kilometer/hour kph kmh | mile/gallon mpg"""
 _MONEY = {"dollar", "cent", "euro", "sterling", "yen", "rupee", "franc"}
 _POWERS = {"square": "^2", "sq": "^2", "cubic": "^3", "cu": "^3"}
@@ -300,7 +319,7 @@ def _kind(word, before):
     r"""The kind of a word; `before` is that of the token before it: "m" is a unit in "5 m", a variable in "m + 5"."""
     folded = word.casefold()
     singular = folded[:-1] if folded.endswith("s") else folded
-    if word in _ZEROS or len(word) > 2 and singular in _ZEROS:
+    if word in _SCALES or len(word) > 2 and singular in _SCALES:
         return "k"
     unit = _UNITS.get(_stem(word.rstrip("^23")))
     if unit and (len(word) > 1 or before in "9k/$up"):
@@ -311,7 +330,7 @@ def _kind(word, before):
         return "y" if "^" in word else "c"
     if re.match("[a-zα-ω]", folded) and len(word) < 4:
         return "s" if len(word) == 3 else "x"
-    return {"ing": "g", "ed": "v", "ly": "f"}.get((re.search("(?:ing|ed|ly)$", folded) or [""])[0], "w")
+    return {"ing": "g", "ed": "v"}.get((re.search("(?:ing|ed)$", folded) or [""])[0], "w")
 
 
 def _tokens(text):
@@ -328,10 +347,10 @@ def _tokens(text):
 
 # The grammar of the header, in kinds. All words but variables and those that change the value:
 _ANY = "wsgntvfheopau$k&"
-_LABEL = re.compile(rf"(?:[{_ANY}x.,:()\ ]*(?:[ntv:]|[tv]\ o))?[fah.,#\ ]*")
+_LABEL = re.compile(rf"(?![wsxka. ]+,)(?:[{_ANY}x.,:()\ ]*(?:[ntv:]|[tv]\ o))?[fah.,#\ ]*")
 _SIGN = r"(?:(?:(?<![^ :])-|^- |^m |(?<=[v:] )m )?(?:\$ ?)*|\$ ?-)"  # Total: -5; but Total - 5 and x-5 are calculations
 _UNIT = rf"(?:[uwe$]|(?<=[ .-])[{_ANY}]|[ .]|(?<=[a-z9])-(?=[a-z])|(?<! )/)*"  # 18apples, but not 18abc
-_EXPLANATION = (rf" ?[,;:(|][{_ANY}.,;:()| -]*"
+_EXPLANATION = (rf" ?;(?! ?[rh&])[^h]*v[^h]*| \(r (?![ef])[{_ANY}cx ]*\)| ?[,;:(|][{_ANY}.,;:()| -]*"
                 rf"| \((?![rhx&])[^()]*(?:\([^()]*\)[^()]*)*\)[{_ANY}. ]*| ?: (?![rh&]|[ $-]*9$).*|, ?g.*")
 _QUANTITY = re.compile(rf"(?P<label>{_LABEL.pattern})(?P<sign>{_SIGN})(?<![a-z])(?P<number>9)(?P<scale>(?: ?k)*)"
                        rf"(?P<unit>{_UNIT})(?P<rest>{_EXPLANATION})?")
@@ -346,7 +365,7 @@ class _Quantity(NamedTuple):
     unit: frozenset = frozenset()  # {"meter"}; without a known unit all the words: {"red", "appl"}
     rate: frozenset = frozenset()  # {"second"}: per what
     name: str = ""  # x in x = 18
-    is_fraction: bool = False  # 100/3, which is also a calculation
+    places: int = 0  # digits after the point; -1 for a fraction, 100/3, which is also a calculation
 
 
 def _value(text, sign):
@@ -401,9 +420,9 @@ def _quantity(kinds, texts):
     if value is None or re.fullmatch(r" \([ $-]*9 ?\)", rest) and value != _value(part["rest"][rest.index("9")], ""):
         return None, ""  # 18 (20) are two answers
     for word in part["scale"]:
-        value *= 10 ** (_ZEROS.get(word) or _ZEROS.get(word.casefold().rstrip("s"), 0))
+        value *= _SCALES.get(word) or _SCALES.get(word.casefold().rstrip("s"), 1)
     unit, rate = _unit(match["sign"] + match["unit"], part["sign"] + part["unit"])
-    return _Quantity(value, unit, rate, is_fraction=bool(re.match(r"\S+ ?/", number))), rest
+    return _Quantity(value, unit, rate, "", -1 if "/" in number else len(number.partition(".")[2])), rest
 
 
 def _sides(kinds, texts):
@@ -423,7 +442,7 @@ def _chain(text):
     if text.isdecimal():
         return [_Quantity(Fraction(int(text)))]
     found, name, equality = [], "", ""
-    tokens = _tokens(re.sub(r"^\s*\(?[A-Ha-h]\)\s*(?=\S)", "", text))  # without the letter of a choice: "(C) 18"
+    tokens = _tokens(re.sub(r"^\s*(?:\(?[A-Ha-h]\)|[A-Ha-h]:)\s*(?=\S)", "", text))  # without the letter of a choice: "(C) 18"
     for i, (kinds, texts, following) in enumerate(_sides(*tokens)):
         found = [] if equality == "≈" else found  # 37.5 ≈ 38 is 38
         quantity, rest = _quantity(kinds, texts)
@@ -443,9 +462,16 @@ def _chain(text):
 def _number(text):
     r"""Plain text as one number, else None: "2 million people" -> 2,000,000; "18 + 2", "18x", "18 = 20" -> None."""
     found = _chain(text)
-    plain = [quantity for quantity in found if not quantity.is_fraction] or found
-    agreed = all(_same_value(quantity, plain[-1]) or not _same_unit(quantity, plain[-1]) for quantity in plain)
-    return plain[-1] if plain and agreed else None
+    last = ([quantity for quantity in found if quantity.places >= 0] or found or [None])[-1]
+    agreed = all(_same_value(quantity, last) or not _same_unit(quantity, last)
+                 or quantity.places < 0 <= last.places and _is_rounded(quantity, last) for quantity in found)
+    return last if agreed else None
+
+
+def _is_rounded(fraction, decimal):
+    r"""100/3 = 33.33 and 2/3 = 66.67%, to the last digit written."""
+    value = fraction.value * (100 if "percent" in decimal.unit - fraction.unit else 1)
+    return abs(value - decimal.value) <= Fraction(1, 2 * 10 ** decimal.places)
 
 
 # --- 4. Equivalence --------------------------------------------------------------------------------------------------
@@ -453,7 +479,8 @@ def _number(text):
 _CLOSING = {"(": ")]", "[": ")]", "⦃": "⦄"}
 _CHOICE = re.compile(r"(?:(?:option|choice)\s+)?\(?([a-z])(?:$|\)|[.:](?=\s|$)).*", re.I | re.DOTALL)
 _EXPLAINED = re.compile(r"(yes|no|true|false)\s*[,;:.(-](?!.*\b(?:or|but|no|yes|maybe)\b).*"  # Yes, it is
-                        r"|([^\W\d_]{2,}(?:\ [^\W\d_]+)*)\s+\((?!or\b).*\)", re.I)  # Monday (2 days later)
+                        r"|([^\W\d_]{2,}(?:\ [^\W\d_]+)*)\s+\((?!or\b).*\)|([^\W\d_]+(?:\ [^\W\d_]+)*);\s(?!or\b)\S+\s.*", re.I)  # Monday (2 days later)
+_MEASURE = re.compile(r"(\d{1,2}:\d\d|[-+\d.,*/()^\s]*[√π][-+\d.,*/()^√π\s]*?)\s*([^\W\d_π].*)?")  # 3:30 pm, 5√7 cm
 _SEPARATOR = re.compile(r"[,;&|]|\b(?:and|to|through|until)\b", re.I)
 _RANGE = re.compile(r"[-+]?[\d.,/]+%?\s*(?:-|\.{2,})\s*[-+]?[\d.,/]+%?(?!\s*-\s*\d)")  # 5-10, not 2024-01-05
 _LEFT = re.compile(r"(?:[^\W\d]|(?<=[\w(])\d|[\s()+,'|∠:=\\])+")  # x, f(2), a + b, \angle ABC; not 2x, not x^2
@@ -533,7 +560,7 @@ def is_equivalent(answer, gold):
 
     Either may be a whole text with a marker, such as a GSM8K answer that ends in "#### n".
     """
-    answer, gold = (text if (found := _find(text)) is None else found for text in (_text(answer), _text(gold)))
+    answer, gold = (text if re.match(r"A[.:]", text) or (found := _find(text)) is None else found for text in (_text(answer), _text(gold)))
     if max(len(answer), len(gold)) > LONGEST_ANSWER or not (_says_something(answer) and _says_something(gold)):
         return False
     a, b = _without_reason(_plain(answer)), _without_reason(_plain(gold))
@@ -542,13 +569,20 @@ def is_equivalent(answer, gold):
         return _same_value(x, y) and _same_unit(x, y) and (not x.name or not y.name or x.name == y.name)
     for one, other in ((a, b), (b, a)):
         explained, choice = _EXPLAINED.fullmatch(one), _CHOICE.fullmatch(one)
-        if explained and (explained[1] or explained[2]).casefold() == other.casefold():
+        if explained and (explained[1] or explained[2] or explained[3]).casefold() == other.casefold():
             return True
         if choice and len(one.strip(".:")) > 1 and re.fullmatch(r"\(?[A-Za-z]\)?[.:]?", other):  # C, (C), "C) 18"
             return choice[1].casefold() == other.strip("().:").casefold()
     if ("=" in a) != ("=" in b):  # "y = 2x + 3" and "2x + 3"; where both have a name, it must be the same
         a, b = (rest if _LEFT.fullmatch(name) else text
                 for text in (a, b) for name, _, rest in [text.rpartition("=")])
+    measures = [_MEASURE.fullmatch(text) for text in (a, b)]
+    if all(measures):
+        units = [_number("1 " + (measure[2] or "")) for measure in measures]
+        if all(units) and {unit.value for unit in units} == {1}:
+            if not _same_unit(*units):
+                return False
+            a, b = (measure[1] for measure in measures)
     left = _canonical(a)
     return left != "" and left == _canonical(b)
 
