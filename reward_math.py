@@ -54,6 +54,7 @@ LARGEST_POWER = 400  # of ten; 10**999999999 would never end
 
 # --- 1. Places: where the answer stands ------------------------------------------------------------------------------
 
+_DIGITS = re.compile(r"\s*-?\d+\s*")  # the plain case first, for speed
 _LINE = re.compile(r"[^\r\n]*")
 _HEADING = re.compile(r"""[\s*_]* (?: [^\W\d_]{2,}\ \d{1,2}[.):].*    # Step 1: 9 * 2
     | (?:\d{1,2}[.):]\s*)? [*_]{0,3} [^\W\d_]{2,} (?:\ \d{1,2}\b)? [^\d\\$]* )   # Solution; 2. Add""", re.VERBOSE)
@@ -75,7 +76,7 @@ _SENTENCE_END = re.compile(r"""[\r\n。] | </answer>
       (?= [\s*_`"'”’)\]}$<[] | \\[\])] | [A-Z][a-z] | $ )  # not in 3.5, .5 or p.m.
       (?!\s*=)                                            # not in 5! = 120""", re.VERBOSE)
 _REMARK = re.compile(r"""(?:indeed\ )?(?:correct|(?:un)?clear|right|reasonable|consistent|valid|verified|confirmed|plausible|sensible
-    |accurate|exact|given|found|obtained|expected|supposed|obvious|unique|well|less
+    |accurate|exact|based|given|found|obtained|expected|supposed|obvious|unique|well|less
     |more|within|in|at)\b | $""", re.VERBOSE | re.I)
 _TAG = re.compile(r"<<[^<>]*>>|</?[|｜]?(?:0x\w|[A-Za-z_])[\w▁-]*[|｜]?>|\[/?(?:EOS|INST|s|end of text)\]")  # </s>
 _BARS = re.compile(r"^\|+\s+|\s+\|+$")  # of a table, not of |5|
@@ -88,12 +89,16 @@ _REASON = re.compile(r"""(?<=\S) (?: (?:[,;:]?\s+(?:[(—–-]+\s*)?|\() (?:beca
 def _find(text):
     r"""The text in the highest place: None where there is no place at all, "" where the place holds no answer."""
     text = text[text.rfind("</think>") + 8:] if "</think>" in text else text
+    if _DIGITS.fullmatch(text):
+        return None
     end, headings = len(text), []
     while (at := text.rfind("####", 0, end)) >= 0 and len(headings) < 50:
         line = _LINE.match(text, at + 4, at + 6 + LONGEST_ANSWER).group()
         before = text[max(text.rfind("\n", 0, at), text.rfind("\r", 0, at)) + 1:at].rstrip("#")
         if "####" in before:
             return ""  # two on a line
+        if _DIGITS.fullmatch(line):
+            return line.strip()
         inner = _find_box_or_phrase(line)  # "#### \boxed{18}", "#### Final answer: 18"
         if inner or before.strip(" \t>*-") or not _HEADING.fullmatch(line) or not text[at + 4 + len(line):].strip():
             return _trim(line) if inner is None else inner
@@ -136,12 +141,15 @@ def _find_phrase(text):
     r"""The sentence after the last phrase that an answer follows; after the last phrase where none has one."""
     for longest in (4096, 100_000):  # the end first: a long text full of phrases is not walked through
         phrases = deque(_PHRASE.finditer(text, max(0, len(text) - longest)), maxlen=8)
-        phrases = [phrase for phrase in phrases if not _CONDITION.search(text, max(0, phrase.start() - 40), phrase.start())]
+        phrases = [phrase for phrase in phrases
+                   if not _CONDITION.search(text, max(0, phrase.start() - 40), phrase.start())]
         answers = [_sentence(text, phrase.end()) for phrase in phrases]
         while phrases:
             answer, earlier, phrase = answers.pop(), "".join(answers), phrases.pop().group().casefold()
             if not earlier or answer and not (phrase.endswith(("is", "be")) and _is_remark(answer, earlier)):
                 return answer
+        if len(text) <= longest:
+            break
     return None
 
 
@@ -205,7 +213,15 @@ _LAYOUT = re.compile(r"\\(?:(?:text)?color(?:box)?|[hv]space)\*?\s*\{[^{}]*\}"
                      r"|\\(?:begin|end)\{(?:align|equation|gather|split)[a-z]*\*?\}")
 _MATH = re.compile(r"\$\$|(?<![\\\d])\$((?:\\.|[^$\\])*)\$(?!\d)")  # $18$ is 18; $18 and "$5 of $20" are money
 _CHARACTERS = str.maketrans("−‐‑‒–—―⁄∕×·⋅∙•’‘′“”″∈⇒⟹⟶➔", "-------//*****'''\"\"\"=→→→→", "\ufe0f")
-_PARTS = {"half": " 1/2", "third": " 1/3", "quarter": " 1/4"}
+_PARTS = dict(a=1, one=1, two=2, three=3, half=2, third=3, quarter=4)
+_REWRITES = [(re.compile(pattern), replacement) for pattern, replacement in (
+    (r"(?<![\w)])\*\*|\*\*(?![\w(])", ""), (r"\*\*", "^"),  # bold, or a power between operands
+    (r"[-=]+>", "→"), (r"\bRs\.", "₹"), (r"\b(?:US|CA|AU|NZ|HK)\$", "$"), (r"\b[Nn][Oo]\.\s*(?=\d)", "#"),
+    (r"\b([aApP])\.\s?[mM]\b\.?", r"\1m"), (r"\bsqrt\b(?=[ (]*\d)", "√"), (r"(?<![^\W\d_])pi(?![^\W\d_])", "π"),
+    (r"(?<=\d)\s+and\s+(a|one|two|three)[\s-]+(half|third|quarter)s?\b",  # 5 and a half
+     lambda m: f" {_PARTS[m[1]]}/{_PARTS[m[2]]}"),
+    (r"\btimes(?=\s+(?:the|his|her|its|their|this|that|\d))", "*"),  # an operator; not in "6 times a day"
+    (r"[~\0]", " "), (r"\s{2,}", "  "), (r"\s*\^\s*", "^"))]
 _ARGUMENT = r"\s*(?:\{([^{}]*)\}|([^\s{}\\]))"  # of a command: a group with no group in it, or one character
 _FRAC, _SQRT = re.compile(r"\\frac" + _ARGUMENT * 2), re.compile(r"\\sqrt" + _ARGUMENT)
 _OVER = re.compile(r"(?:\{|^)([^{}]*)\\over(?![A-Za-z])([^{}]*)(?:\}|$)")
@@ -248,13 +264,8 @@ def _plain(text):
             text = _GROUP.sub(lambda m: m[1] + _bracket(m[2], r"-?\d+|\w" if m[1] else r"[^+*/-]*|-?\d+"), text)
             if text == before or "{" not in text and "\\" not in text:
                 break
-    text = re.sub(r"(?<![\w)])\*\*|\*\*(?![\w(])", "", text).replace("**", "^")  # bold, or a power between operands
-    text = re.sub(r"\b(?:US|CA|AU|NZ|HK)\$", "$", re.sub(r"\bRs\.", "₹", re.sub(r"[-=]+>", "→", text)))
-    text = re.sub(r"(?<=\d)\s+and\s+(?:a|one)\s+(half|third|quarter)\b", lambda m: _PARTS[m[1]], text)  # 5 and a half
-    text = re.sub(r"\btimes(?=\s+(?:the|his|her|its|their|this|that|\d))", "*", text)  # an operator, but "6 times a day"
-    text = re.sub(r"(?<![^\W\d_])pi(?![^\W\d_])", "π", re.sub(r"\bsqrt\b(?=[ (]*\d)", "√", text))
-    text = re.sub(r"\b([ap])\.\s?m\b\.?", r"\1m", re.sub(r"\bNo\.\s*(?=\d)", "#", text), flags=re.I)
-    text = re.sub(r"\s*\^\s*", "^", re.sub(r"\s{2,}", "  ", text.replace("~", " ").replace("\0", " ")))
+    for pattern, replacement in _REWRITES:
+        text = pattern.sub(replacement, text)
     return text.strip(" \t\r\n\f").lstrip("→= ")
 
 
@@ -275,7 +286,7 @@ _KINDS = {word: kind for kind, words in {
     "c": """not cannot never than least most half third fourth fifth tenth quarter twice double triple between squared
         cubed root plus pi π sqrt log ln sin cos tan exp mod factorial over under above below binary base repeating
         recurring halve ish about approx approximately around circa roughly nearly hardly barely almost exceed
-        exceeded""",  # changes the value
+        exceeded multiplied divided doubled tripled halved estimated""",  # changes the value
     "f": """the so thus hence therefore then that this it he she they we you i there just also
         final exactly only precisely simply definitely finally actually certainly consequently overall""",  # filler
     "v": """is are was were be equal has have had get got make made pay paid cost earn earned spend spent come amount
@@ -350,8 +361,8 @@ _ANY = "wsgntvfheopau$k&"
 _LABEL = re.compile(rf"(?![wsxka. ]+,)(?:[{_ANY}x.,:()\ ]*(?:[ntv:]|[tv]\ o))?[fah.,#\ ]*")
 _SIGN = r"(?:(?:(?<![^ :])-|^- |^m |(?<=[v:] )m )?(?:\$ ?)*|\$ ?-)"  # Total: -5; but Total - 5 and x-5 are calculations
 _UNIT = rf"(?:[uwe$]|(?<=[ .-])[{_ANY}]|[ .]|(?<=[a-z9])-(?=[a-z])|(?<! )/)*"  # 18apples, but not 18abc
-_EXPLANATION = (rf" ?;(?! ?[rh&])[^h]*v[^h]*| \(r (?![ef])[{_ANY}cx ]*\)| ?[,;:(|][{_ANY}.,;:()| -]*"
-                rf"| \((?![rhx&])[^()]*(?:\([^()]*\)[^()]*)*\)[{_ANY}. ]*| ?: (?![rh&]|[ $-]*9$).*|, ?g.*")
+_EXPLANATION = (rf" ?;(?! ?[rh&])[^h]*v[^h]*| \(r (?![ef])[{_ANY}cx9./ ]*\)| ?[,;:(|][{_ANY}.,;:()| -]*"
+                rf"| \((?![rhx&])[^()]*(?:\([^()]*\)[^()]*)*\)[{_ANY}. ]*| ?: (?![rh&]|[ $-]*9$).*|, ?g.*| g (?:a|9 [{_ANY}]).*")
 _QUANTITY = re.compile(rf"(?P<label>{_LABEL.pattern})(?P<sign>{_SIGN})(?<![a-z])(?P<number>9)(?P<scale>(?: ?k)*)"
                        rf"(?P<unit>{_UNIT})(?P<rest>{_EXPLANATION})?")
 _NAME = re.compile(rf"[{_ANY}cmx.,:()/*^√_|# -]*")
@@ -422,7 +433,13 @@ def _quantity(kinds, texts):
     for word in part["scale"]:
         value *= _SCALES.get(word) or _SCALES.get(word.casefold().rstrip("s"), 1)
     unit, rate = _unit(match["sign"] + match["unit"], part["sign"] + part["unit"])
-    return _Quantity(value, unit, rate, "", -1 if "/" in number else len(number.partition(".")[2])), rest
+    quantity = _Quantity(value, unit, rate, "", -1 if "/" in number else len(number.partition(".")[2]))
+    if rest.startswith(" (r") and "9" in rest:  # 2.5 hours (or 150 minutes); but 18 (or 20) are two answers
+        other = _number("".join(part["rest"][3:-1]))
+        if not other or not (_same_value(other, quantity) and _same_unit(other, quantity)
+                             or unit and other.unit and unit | other.unit <= _KNOWN and unit != other.unit):
+            return None, ""
+    return quantity, rest
 
 
 def _sides(kinds, texts):
@@ -479,8 +496,10 @@ def _is_rounded(fraction, decimal):
 _CLOSING = {"(": ")]", "[": ")]", "⦃": "⦄"}
 _CHOICE = re.compile(r"(?:(?:option|choice)\s+)?\(?([a-z])(?:$|\)|[.:](?=\s|$)).*", re.I | re.DOTALL)
 _EXPLAINED = re.compile(r"(yes|no|true|false)\s*[,;:.(-](?!.*\b(?:or|but|no|yes|maybe)\b).*"  # Yes, it is
-                        r"|([^\W\d_]{2,}(?:\ [^\W\d_]+)*)\s+\((?!or\b).*\)|([^\W\d_]+(?:\ [^\W\d_]+)*);\s(?!or\b)\S+\s.*", re.I)  # Monday (2 days later)
-_MEASURE = re.compile(r"(\d{1,2}:\d\d|[-+\d.,*/()^\s]*[√π][-+\d.,*/()^√π\s]*?)\s*([^\W\d_π].*)?")  # 3:30 pm, 5√7 cm
+                        r"|([^\W\d_]{2,}(?:\ [^\W\d_]+)*)\s+\((?!or\b).*\)"
+                        r"|([^\W\d_]+(?:\ [^\W\d_]+)*);\s(?!or\b)\S+\s.*", re.I)  # Monday (2 days later)
+_MEASURE = re.compile(  # 3:30 pm, 5√7 cm
+    r"(\d{1,2}:\d\d|[-+\d.,*/()^\s]*[√π][-+\d.,*/()^√π\s]*?)\s*(?:≈.*|([^\W\d_π].*))?")
 _SEPARATOR = re.compile(r"[,;&|]|\b(?:and|to|through|until)\b", re.I)
 _RANGE = re.compile(r"[-+]?[\d.,/]+%?\s*(?:-|\.{2,})\s*[-+]?[\d.,/]+%?(?!\s*-\s*\d)")  # 5-10, not 2024-01-05
 _LEFT = re.compile(r"(?:[^\W\d]|(?<=[\w(])\d|[\s()+,'|∠:=\\])+")  # x, f(2), a + b, \angle ABC; not 2x, not x^2
@@ -560,7 +579,8 @@ def is_equivalent(answer, gold):
 
     Either may be a whole text with a marker, such as a GSM8K answer that ends in "#### n".
     """
-    answer, gold = (text if re.match(r"A[.:]", text) or (found := _find(text)) is None else found for text in (_text(answer), _text(gold)))
+    answer, gold = (text if re.match(r"A[.:]", text) or (found := _find(text)) is None else found
+                    for text in (_text(answer), _text(gold)))
     if max(len(answer), len(gold)) > LONGEST_ANSWER or not (_says_something(answer) and _says_something(gold)):
         return False
     a, b = _without_reason(_plain(answer)), _without_reason(_plain(gold))
