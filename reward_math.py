@@ -13,27 +13,29 @@ The grammar of a number. What no rule takes is left over, and then the text is n
     chain        = side {("=" | "≈" | "→") side}      its value is the last side that is a quantity: 90 - 50 = 40
     side         = quantity | calculation | name
     quantity     = [label] [sign] number {scale} [unit] [explanation]
-    label        = [words (noun | verb | ":")] {filler}   "Total:", "Tom has", "a total of"; not "at least", "half of"
+    label        = [words (noun | verb | ":")] {filler}   "Total:", "Tom has", "a total of"; not "about", "half of"
     sign         = "-" | "minus" | ...                    and the sign of a currency, before or behind it
     number       = whole ["and"] n "/" d | decimal "/" decimal | [decimal "*"] "10^" integer | decimal ["e" integer]
     decimal      = digits, plain or in threes, with or without a fraction: 1,234 and 1 234, not 1,23; 18. 18.00 .5
-    scale        = "hundred" | "thousand" | "k" | "million" | ...
+    scale        = "dozen" | "hundred" | "k" | "million" | ...
     unit         = words [("per" | "a" | "/") words]      apples, cm^2, dollars a day; not x, "or more", "squared"
     explanation  = words behind a comma | "(" ... ")" | ": " ... | ", with" ...      never "or", never a lone number
     calculation  = numbers, words and operators           90 - (15 + 25), 9 eggs * $2; not 2x, not 20 -
     name         = words and letters                      x, Profit, a + b
 
 Decisions where a careful reader could waver:
-- A place that holds nothing usable is no answer; the search does not fall back on the next kind of place. Two
-  exceptions: "#### Step 1: compute" is a Markdown heading when it holds no answer and a place follows, and a later
-  "the answer is" counts only if an answer follows it ("The answer is 18. I checked that the answer is correct.").
-- "Ans: 18", "答案是 18", "<answer>18</answer>" and "**Final Answer**" on a line above the answer are like "Answer: 18".
-- Several answers in one place are no answer, nor are two different numbers in a chain, 18 = 20. `verify` still accepts
-  them whole against a gold that is the same. A fraction is a calculation, too: 100/3 = 33.33 is 33.33.
-- What follows "because", "so", "which" or ", not" is an explanation, of text as well: "Yes, because ..." is "Yes".
+- A place that holds nothing usable is no answer; the search does not fall back on the next kind of place. But a later
+  marker counts only if an answer follows it: not "#### Check" above more text, an empty "Answer:", "if the answer is",
+  or, after another answer, "The answer is correct".
+- "Ans: 18", "Answer (in dollars) = 18", "The answer to this should be 18", "答案是 18", "<answer>18</answer>" and
+  "**Final Answer**" on a line above the answer are like "Answer: 18".
+- Several answers in one place are no answer, nor are two different numbers in a chain, 18 = 20 and 0.5 = 1/3. `verify`
+  still accepts them whole against a gold that is the same. A rounded fraction is no contradiction: 100/3 = 33.33.
+- What follows "because", "as he", "i.e.", ", with" or ", not" is an explanation, of text as well: "B, with 14" is "B".
+- A weakened number is none: "about 18". The sign stands for rounding, though: 37.5 ≈ 38 is 38.
 - Nothing is computed: 2^3 is not 8. Powers of ten are part of how a number is written: 1.5 \times 10^3.
 - 50% equals 50 and 1/2, as data sets write both; but 50 is not 1/2, and 50% is not 0.5%.
-- Units count only if both sides have one: "18 apples" is 18, "5 hours" is not "5 minutes". Nothing is converted.
+- Units count only if both sides have one: "18 apples" is 18, "5√2 cm" is 5√2, "5 hours" is not "5 minutes".
 - Case counts in variables, not in words: "MONDAY" is "Monday", "2X" is not "2x". A lone letter is a variable.
 - Only a closed </think> hides text: what stands in a <think> that is never closed counts.
 
@@ -61,7 +63,8 @@ _HEADING = re.compile(r"""[\s*_]* (?: [^\W\d_]{2,}\ \d{1,2}[.):].*    # Step 1: 
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # \{ is no brace
 _BARE_BOX = re.compile(r"\\boxed ?([-+]?[\d.,/]*\d)")  # \boxed 9
 _BETWEEN_BOXES = re.compile(r"[ \t${}\\(),;&~]*(?:(?:text)?\{? ?(?:or|and)\b)?[ \t${}\\(),;&~]*")
-_PHRASE = re.compile(r"""[nN](?:swer|SWER)(?<=(?<![^\W_])[Aa].{5}) (?:[ \t]?\([^()\d\n]{1,40}\))?  # Answer (in dollars):
+_PHRASE = re.compile(r"""[nN](?:swer|SWER)(?<=(?<![^\W_])[Aa].{5})
+        (?:[ \t]?\([^()\d\n]{1,40}\))?  # Answer (in dollars):
         (?: (?:\s(?:to|of|for|in|we|you|I|here|then|now|thus|therefore)\b[^\W\d_ ]*(?:[ ][^\W\d_']+){0,6})?
             \s{1,9}(?:is|IS|equals|(?:should|must|would|will)[ ]be)\b
           | [\s*_`"')]{0,9}(?:[:：=→⇒]|[-=]>|\\(?:R|r)ightarrow\b|\\to\b) )
@@ -70,20 +73,20 @@ _PHRASE = re.compile(r"""[nN](?:swer|SWER)(?<=(?<![^\W_])[Aa].{5}) (?:[ \t]?\([^
     | [\r\n][ \t>#*_|]{0,9}(?:(?:Final|final|FINAL)\ )?(?:[Aa]nswer|ANSWER)[ \t*_]{0,4}(?=[\r\n|])  # alone on a line
     """, re.VERBOSE)
 _CONDITION = re.compile(r"\b(?:if|whether|unless)\s+(?:\w+\s+){0,2}a$", re.I)  # "if the answer is" gives none
-_PHRASE_GAP = re.compile(r"(?:[\s:：*_`|}=→⇒]|[-=]>|\$\$|\\\[|\\\()*")  # "The answer is:\n\n$$18$$" goes on after the blank line
+_PHRASE_GAP = re.compile(r"(?:[\s:：*_`|}=→⇒]|[-=]>|\$\$|\\\[|\\\()*")  # "The answer is:\n\n$$18$$" goes on
 _SENTENCE_END = re.compile(r"""[\r\n。] | </answer>
     | (?<!\bRs) (?: (?<!\.)\.(?!\.) | (?<![!?])[!?]+ )     # not in "..." nor after Rs
       (?= [\s*_`"'”’)\]}$<[] | \\[\])] | [A-Z][a-z] | $ )  # not in 3.5, .5 or p.m.
       (?!\s*=)                                            # not in 5! = 120""", re.VERBOSE)
-_REMARK = re.compile(r"""(?:indeed\ )?(?:correct|(?:un)?clear|right|reasonable|consistent|valid|verified|confirmed|plausible|sensible
-    |accurate|exact|based|given|found|obtained|expected|supposed|obvious|unique|well|less
+_REMARK = re.compile(r"""(?:indeed\ )?(?:correct|right|reasonable|consistent|valid|verified|confirmed|plausible|sensible
+    |accurate|exact|based|given|found|obtained|expected|supposed|(?:un)?clear|obvious|unique|well|less
     |more|within|in|at)\b | $""", re.VERBOSE | re.I)
 _TAG = re.compile(r"<<[^<>]*>>|</?[|｜]?(?:0x\w|[A-Za-z_])[\w▁-]*[|｜]?>|\[/?(?:EOS|INST|s|end of text)\]")  # </s>
 _BARS = re.compile(r"^\|+\s+|\s+\|+$")  # of a table, not of |5|
-_REASON = re.compile(r"""(?<=\S) (?: (?:[,;:]?\s+(?:[(—–-]+\s*)?|\() (?:because|since|so|(?P<which>which)|given|rather\ than
-                                         |instead\ of|due\ to|thus|hence|therefore|i\.?e\b)\b
-                                | [,;(]\s*(?:not|as|who|where|when|with|that\ is)\b
-                                | \s+as\s+(?:there|it|he|she|they|we|you|this|each|every|\d)\b )""", re.VERBOSE | re.I)
+_REASON = re.compile(r"""(?<=\S) (?: (?:[,;:]?\s+(?:[(—–-]+\s*)?|\()
+        (?:because|since|so|(?P<which>which)|given|rather\ than|instead\ of|due\ to|thus|hence|therefore|i\.?e)\b
+    | [,;(]\s*(?:not|as|who|where|when|with|that\ is)\b
+    | \s+as\s+(?:there|it|he|she|they|we|you|this|each|every|\d)\b )""", re.VERBOSE | re.I)
 
 
 def _find(text):
@@ -276,6 +279,7 @@ _NUMBER = rf"""(?P<whole>\d+)\s+(?:and\s+)?(?P<top>\d+)\s*/\s*(?P<bottom>\d+)
     | (?P<numerator>{_DECIMAL})\s*/\s*(?P<denominator>[-+]?{_DECIMAL})
     | (?:(?P<mantissa>{_DECIMAL})\s*[*x]\s*)?10\^\(?(?P<power>[-+]?\d+)\)?
     | (?P<decimal>{_DECIMAL})(?:[eE](?P<exponent>[-+]?\d+)(?!\w))?"""
+_WHOLE_NUMBER = re.compile(_NUMBER, re.VERBOSE)
 _TOKEN = re.compile(rf"(?P<number>(?:{_NUMBER})(?!\d)) | (?P<word>[^\W\d_]+(?:'[^\W\d_]+)*(?:\^?[23](?![\d.]))?)"
                     r"| (?P<space>\s+) | (?P<mark>\S)", re.VERBOSE)
 
@@ -297,7 +301,8 @@ _KINDS = {word: kind for kind, words in {
     "n": "answer ans number value result count product difference remainder rest",  # noun: "the remainder of" is none
     "e": "in for from at on by as more less old away times altogether th st nd rd",  # ends a unit
     "o": "of to", "p": "per each every", "a": "a an", "m": "minus negative", "r": "or", "&": "and",
-    "h": "maybe perhaps possibly probably could might", "g": "with where", "u": "square sq cubic cu", "q": "yes no true false",
+    "h": "maybe perhaps possibly probably could might", "g": "with where", "u": "square sq cubic cu",
+    "q": "yes no true false",
 }.items() for word in words.split()}
 _MARKS = {**{mark: mark for mark in ",;:=/^#!√_|-*()"}, **dict.fromkeys(".'\"\\∠", "."), "≈": "=", "→": "=", "+": "-",
           "÷": "*", "[": "(", "{": "(", "]": ")", "}": ")", "%": "u", "°": "u", **dict.fromkeys("$€£¥₹¢", "$")}
@@ -362,9 +367,11 @@ _LABEL = re.compile(rf"(?![wsxka. ]+,)(?:[{_ANY}x.,:()\ ]*(?:[ntv:]|[tv]\ o))?[f
 _SIGN = r"(?:(?:(?<![^ :])-|^- |^m |(?<=[v:] )m )?(?:\$ ?)*|\$ ?-)"  # Total: -5; but Total - 5 and x-5 are calculations
 _UNIT = rf"(?:[uwe$]|(?<=[ .-])[{_ANY}]|[ .]|(?<=[a-z9])-(?=[a-z])|(?<! )/)*"  # 18apples, but not 18abc
 _EXPLANATION = (rf" ?;(?! ?[rh&])[^h]*v[^h]*| \(r (?![ef])[{_ANY}cx9./ ]*\)| ?[,;:(|][{_ANY}.,;:()| -]*"
-                rf"| \((?![rhx&])[^()]*(?:\([^()]*\)[^()]*)*\)[{_ANY}. ]*| ?: (?![rh&]|[ $-]*9$).*|, ?g.*| g (?:a|9 [{_ANY}]).*")
+                rf"| \((?![rhx&])[^()]*(?:\([^()]*\)[^()]*)*\)[{_ANY}. ]*| ?: (?![rh&]|[ $-]*9$).*"
+                rf"|, ?g.*| g (?:a|9 [{_ANY}]).*")
 _QUANTITY = re.compile(rf"(?P<label>{_LABEL.pattern})(?P<sign>{_SIGN})(?<![a-z])(?P<number>9)(?P<scale>(?: ?k)*)"
                        rf"(?P<unit>{_UNIT})(?P<rest>{_EXPLANATION})?")
+_LETTER = re.compile(r"^\s*(?:\(?[A-Ha-h]\)|[A-Ha-h]:)\s*(?=\S)")  # of a choice: (C) 18
 _NAME = re.compile(rf"[{_ANY}cmx.,:()/*^√_|# -]*")
 _CALCULATION = re.compile(rf"(?! ?[*/^])(?:[9{_ANY}cm.()\-*/^!√_|: ]|,(?=[^()]*\))"
                           r"|(?<=9 )x(?= ?9)|x(?=[(_]))*(?<![-*/^])")  # 3 x 4, f(2), a_1; not 2x, not 20 -
@@ -381,13 +388,16 @@ class _Quantity(NamedTuple):
 
 def _value(text, sign):
     r"""number: its exact value; None for a zero denominator, 1 5/2, or a power of ten past all reason."""
-    part = re.fullmatch(_NUMBER, text, re.VERBOSE).groupdict()
+    part = _WHOLE_NUMBER.fullmatch(text)
     power = int(part["power"] or part["exponent"] or 0)
     value = _exact(part["decimal"] or part["numerator"] or part["mantissa"] or part["whole"] or "1")
-    bottom = _exact(part["denominator"] or part["bottom"] or "1")
-    if bottom == 0 or abs(power) > LARGEST_POWER or part["top"] and int(part["top"]) >= bottom:
+    if abs(power) > LARGEST_POWER:
         return None
-    value = value + _exact(part["top"]) / bottom if part["whole"] else value / bottom
+    if "/" in text:
+        bottom = _exact(part["denominator"] or part["bottom"])
+        if bottom == 0 or part["top"] and int(part["top"]) >= bottom:
+            return None
+        value = value + _exact(part["top"]) / bottom if part["whole"] else value / bottom
     value = value * Fraction(10) ** power if power else value
     return -value if sign in ("-", "minus", "negative") else value
 
@@ -459,12 +469,12 @@ def _chain(text):
     if text.isdecimal():
         return [_Quantity(Fraction(int(text)))]
     found, name, equality = [], "", ""
-    tokens = _tokens(re.sub(r"^\s*(?:\(?[A-Ha-h]\)|[A-Ha-h]:)\s*(?=\S)", "", text))  # without the letter of a choice: "(C) 18"
+    tokens = _tokens(_LETTER.sub("", text))
     for i, (kinds, texts, following) in enumerate(_sides(*tokens)):
         found = [] if equality == "≈" else found  # 37.5 ≈ 38 is 38
         quantity, rest = _quantity(kinds, texts)
         if quantity and (not following or not rest or rest.lstrip()[0] in ":,"):
-            found.append(quantity._replace(name=name))
+            found.append(quantity._replace(name=name) if name else quantity)
             if rest:
                 return found  # "18: 9 * 2 = 18": all that follows is the explanation
         elif i and (not kinds or "&" in kinds) or not (_NAME.fullmatch(kinds) or _CALCULATION.fullmatch(kinds)
@@ -480,15 +490,14 @@ def _number(text):
     r"""Plain text as one number, else None: "2 million people" -> 2,000,000; "18 + 2", "18x", "18 = 20" -> None."""
     found = _chain(text)
     last = ([quantity for quantity in found if quantity.places >= 0] or found or [None])[-1]
-    agreed = all(_same_value(quantity, last) or not _same_unit(quantity, last)
-                 or quantity.places < 0 <= last.places and _is_rounded(quantity, last) for quantity in found)
-    return last if agreed else None
+    return last if all(_agree(quantity, last) for quantity in found if quantity is not last) else None
 
 
-def _is_rounded(fraction, decimal):
-    r"""100/3 = 33.33 and 2/3 = 66.67%, to the last digit written."""
-    value = fraction.value * (100 if "percent" in decimal.unit - fraction.unit else 1)
-    return abs(value - decimal.value) <= Fraction(1, 2 * 10 ** decimal.places)
+def _agree(x, last):
+    r"""May both stand in a chain? Equal, of different units, or 100/3 = 33.33 and 2/3 = 66.67% to the last digit."""
+    value = x.value * (100 if "percent" in last.unit - x.unit else 1)
+    rounded = x.places < 0 <= last.places and abs(value - last.value) <= Fraction(1, 2 * 10 ** last.places)
+    return rounded or _same_value(x, last) or not _same_unit(x, last)
 
 
 # --- 4. Equivalence --------------------------------------------------------------------------------------------------

@@ -541,7 +541,8 @@ TEMPLATES = ["**Final Answer**\n\n{}", "## Final Answer\n{}", "Final Answer\n{}"
 NO_TEMPLATES = ["Plans: {}", "**Final Answers**\n{}", "<answers>{}</answers>", "答案 {}", "Trans: {}",
                 "<answer></answer>{}"]
 LABELLED = ["Ans. {}", "Ans = {}", "Answer = {}", "Answer → {}", "Answer ⇒ {}", "Answer -> {}", "**Answer** = {}",
-            "Answer (in dollars): {}", "Answer (total pages): {}", "So the answer should be {}", "The answer must be {}",
+            "Answer (in dollars): {}", "Answer (total pages): {}", "So the answer should be {}",
+            "The answer must be {}",
             "The answer would be {}.", "The answer to the question is {}", "The answer of this problem is: {}.",
             "The answer (in dollars) is {}", "The answer we are looking for is {}", "Answer.\n{}", "Answer. {}",
             "The answer equals {}", "Answer \\rightarrow {}"]
@@ -557,7 +558,8 @@ ANSWER_FOLLOWS = ["\n#### Check\nThe answer is 20.", "\n#### Correction\n#### 20
 ANY_REASONS = [" since 7 > 3", ", with 14 points", " as there are 2 weeks", ", i.e. 1.5 times 60", " i.e. 2 of them",
                " because 84 is divisible by 3", ", that is 2 more", " as he has 20", "; 3 eggs make 20"]
 TEXT_HEDGES = ["{} as well as 20", "{} or 20", "{}; or 20", "{} (or 20)", "{}; 20", "{} with 20"]
-MEASURES = ["5\\sqrt{7}", "6√2", "9\\pi", "2 pi", "\\frac{\\sqrt{3}}{2}", "\\sqrt{2}", "3\\pi\\sqrt{2}", "\\frac{4\\pi}{3}"]
+MEASURES = ["5\\sqrt{7}", "6√2", "9\\pi", "2 pi", "\\frac{\\sqrt{3}}{2}", "\\sqrt{2}", "3\\pi\\sqrt{2}",
+            "\\frac{4\\pi}{3}"]
 
 
 @pytest.mark.parametrize("template", LABELLED)
@@ -600,6 +602,11 @@ def test_a_number_in_the_explanation_is_no_answer():
     assert_read("No, he needs 5 more dollars", "No", wrong=["Yes"])
     assert_read("36; 3 dozen eggs make 36", "36", wrong=["3"])
     assert_read("2.5 (or two and a half)", "2.5", wrong=["2", "1/2"])
+    assert_read("14 with a remainder of 2", "14", wrong=["2"])
+    for text in ("2.5 hours (or 150 minutes)", "2.5 (or 5/2)", "2.5 hours (5/2)"):
+        assert_read(text, "2.5", wrong=["150", "2"])
+    for text in ("2.5 hours (or 3 hours)", "2.5 (or 150 minutes)", "2.5 (or 5/3)", "2.5 pens (or 3 eggs)"):
+        assert_read(text, wrong=["2.5", "3", "150"])
 
 
 @pytest.mark.parametrize("hedge", TEXT_HEDGES)
@@ -620,7 +627,9 @@ def test_units_behind_irrational_values(value):
 @pytest.mark.parametrize(("answer", "gold", "verdict"), [
     ("18 dozen", "216", RIGHT), ("18 dozen", "18", WRONG), ("3 dozen eggs", "36 eggs", RIGHT), ("a dozen", "1", WRONG),
     ("5 and a half", "5.5", RIGHT), ("5 and a half hours", "5.5 hours", RIGHT), ("5 and a quarter", "5.25", RIGHT),
-    ("5 and a half", "5", WRONG), ("6 times the number of bags", "6", WRONG),
+    ("5 and a half", "5", WRONG), ("5 and three quarters", "5.75", RIGHT), ("√2 ≈ 1.41", "√2", RIGHT),
+    ("√2 ≈ 1.41", "√3", WRONG), ("6 multiplied by bags", "6", WRONG), ("doubled 18", "18", WRONG),
+    ("6 times the number of bags", "6", WRONG),
     ("6 times", "6", RIGHT), ("6 times a week", "6", RIGHT), ("6 times as many", "6", RIGHT),
     ("6 times 3 = 18", "18", RIGHT), ("6 times 3", "6", WRONG), ("2 pi", "2\\pi", RIGHT), ("2 pi", "2", WRONG),
     ("2 pies", "2\\pi", WRONG), ("1\\over5", "1/5", RIGHT), ("1\\over 5", "0.2", RIGHT), ("1\\over5", "15", WRONG),
