@@ -64,8 +64,8 @@ _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # \{ is no brace
 _BARE_BOX = re.compile(r"\\boxed ?([-+]?[\d.,/]*\d)")  # \boxed 9
 _BETWEEN_BOXES = re.compile(r"[ \t${}\\(),;&~]*(?:(?:text)?\{? ?(?:or|and)\b)?[ \t${}\\(),;&~]*")
 _PHRASE = re.compile(r"""[nN](?:swer|SWER)(?<=(?<![^\W_])[Aa].{5})
-        (?:[ \t]?\([^()\d\n]{1,40}\))?  # Answer (in dollars):
-        (?: (?:\s(?:to|of|for|in|we|you|I|here|then|now|thus|therefore)\b[^\W\d_ ]*(?:[ ][^\W\d_']+){0,6})?
+        (?:[ \t*_]{0,4}\([^()\d\n]{1,40}\))?  # Answer (in dollars):
+        (?: (?:\s(?:to|of|for|in|we|you|I|here|then|now|thus|therefore)\b[^\W\d_ ]*(?:[ ][^\W\d_]+(?:['’]s)?){0,6})?
             \s{1,9}(?:is|IS|equals|(?:should|must|would|will)[ ]be)\b
           | [\s*_`"')]{0,9}(?:[:：=→⇒]|[-=]>|\\(?:R|r)ightarrow\b|\\to\b) )
     | (?<![^\W_])[Aa](?:ns|NS)[*_]{0,3}[ \t]?[:：.=→⇒] | 答案(?:[是为為]|\s?[:：]) | <(?:[aA]nswer|ANSWER)>
@@ -86,7 +86,7 @@ _BARS = re.compile(r"^\|+\s+|\s+\|+$")  # of a table, not of |5|
 _REASON = re.compile(r"""(?<=\S) (?: (?:[,;:]?\s+(?:[(—–-]+\s*)?|\()
         (?:because|since|so|(?P<which>which)|given|rather\ than|instead\ of|due\ to|thus|hence|therefore|i\.?e)\b
     | [,;(]\s*(?:not|as|who|where|when|with|that\ is)\b
-    | \s+as\s+(?:there|it|he|she|they|we|you|this|each|every|\d)\b )""", re.VERBOSE | re.I)
+    | \s+as\s+(?:there|it|he|she|they|we|you|this|each|every)\b | \s+as\s+[\d.]+\s*[-+*/=×] )""", re.VERBOSE | re.I)
 
 
 def _find(text):
@@ -292,7 +292,8 @@ _KINDS = {word: kind for kind, words in {
         recurring halve ish about approx approximately around circa roughly nearly hardly barely almost exceed
         exceeded multiplied divided doubled tripled halved estimated""",  # changes the value
     "f": """the so thus hence therefore then that this it he she they we you i there just also
-        final exactly only precisely simply definitely finally actually certainly consequently overall""",  # filler
+        final exactly only precisely simply definitely finally actually certainly consequently overall
+        clearly obviously indeed still now always currently originally initially eventually""",  # filler
     "v": """is are was were be equal has have had get got make made pay paid cost earn earned spend spent come amount
         need save saved sell sold buy bought take took give gave use used leave left ran went drove ate lost
         won""",  # verb, may end a label
@@ -508,7 +509,7 @@ _EXPLAINED = re.compile(r"(yes|no|true|false)\s*[,;:.(-](?!.*\b(?:or|but|no|yes|
                         r"|([^\W\d_]{2,}(?:\ [^\W\d_]+)*)\s+\((?!or\b).*\)"
                         r"|([^\W\d_]+(?:\ [^\W\d_]+)*);\s(?!or\b)\S+\s.*", re.I)  # Monday (2 days later)
 _MEASURE = re.compile(  # 3:30 pm, 5√7 cm
-    r"(\d{1,2}:\d\d|[-+\d.,*/()^\s]*[√π][-+\d.,*/()^√π\s]*?)\s*(?:≈.*|([^\W\d_π].*))?")
+    r"[$£€]?(\d{1,2}:\d\d|[-+\d.,*/()^\s]*[√π][-+\d.,*/()^√π\s]*?)\s*(?:≈.*|([^\W\d_π].*))?")
 _SEPARATOR = re.compile(r"[,;&|]|\b(?:and|to|through|until)\b", re.I)
 _RANGE = re.compile(r"[-+]?[\d.,/]+%?\s*(?:-|\.{2,})\s*[-+]?[\d.,/]+%?(?!\s*-\s*\d)")  # 5-10, not 2024-01-05
 _LEFT = re.compile(r"(?:[^\W\d]|(?<=[\w(])\d|[\s()+,'|∠:=\\])+")  # x, f(2), a + b, \angle ABC; not 2x, not x^2
@@ -662,7 +663,6 @@ def math_reward(response, gold, format_bonus=0.0):
 
 
 def demo():
-    r"""Prints a table of tricky responses."""
     rows = [
         ("9 * 2 = 18\n#### $18.00", "18"), ("#### 1,234 apples", "1234"), ("#### 18 or 20", "18"),
         ("#### 5 #### 6", "6"), ("\\boxed{18}\n####", "18"), ("#### Step 1: add\n\\boxed{18}", "18"),

@@ -521,7 +521,7 @@ UNITS = [["lb", "lbs", "pound", "pounds"], ["km", "kilometers", "kilometres"], [
          ["mph", "miles per hour", "miles an hour"], ["apples", "apple", "red apples"], ["boxes", "box"],
          ["people", "person"], ["horses", "horse"]]
 LABELS = ["Total:", "Answer:", "total", "Total =", "x =", "The total is", "Tom has", "It costs", "Tom:", "a total of",
-          "so", "Number of eggs:", "Tom's profit =", "exactly", "which is equal to", "there are",
+          "so", "Number of eggs:", "Tom's profit =", "exactly", "now", "The total is clearly", "which is equal to", "there are",
           "Area (in all):"]
 NO_LABELS = ["about", "around", "roughly", "approximately", "nearly", "Tom has about", "exceeds", "In all, about",
              "at least", "more than", "almost", "half of", "twice", "the square root of", "one of", "up to", "under",
@@ -541,6 +541,7 @@ TEMPLATES = ["**Final Answer**\n\n{}", "## Final Answer\n{}", "Final Answer\n{}"
 NO_TEMPLATES = ["Plans: {}", "**Final Answers**\n{}", "<answers>{}</answers>", "答案 {}", "Trans: {}",
                 "<answer></answer>{}"]
 LABELLED = ["Ans. {}", "Ans = {}", "Answer = {}", "Answer → {}", "Answer ⇒ {}", "Answer -> {}", "**Answer** = {}",
+            "**Final Answer** (hours): {}", "The answer to Tom's question is {}",
             "Answer (in dollars): {}", "Answer (total pages): {}", "So the answer should be {}",
             "The answer must be {}",
             "The answer would be {}.", "The answer to the question is {}", "The answer of this problem is: {}.",
