@@ -455,6 +455,9 @@ def _quantity(kinds, texts):
 
 def _sides(kinds, texts):
     r"""The sides of a chain and the sign of equality behind each: split outside brackets, and (18) without its own."""
+    if "=" not in kinds and kinds[:1] != "(":
+        yield kinds.strip(), texts[len(kinds) - len(kinds.lstrip()):len(kinds.rstrip())], ""
+        return
     masked = re.sub(r"\([^()]*\)", lambda inside: inside.group().replace("=", "?"), kinds)
     for match in re.finditer(r" *([^=]*?) *(=|$)", masked):
         start, end = match.span(1)
@@ -589,7 +592,7 @@ def is_equivalent(answer, gold):
 
     Either may be a whole text with a marker, such as a GSM8K answer that ends in "#### n".
     """
-    answer, gold = (text if re.match(r"A[.:]", text) or (found := _find(text)) is None else found
+    answer, gold = (text if re.fullmatch(r"A[.:][^\n#\\]*", text) or (found := _find(text)) is None else found
                     for text in (_text(answer), _text(gold)))
     if max(len(answer), len(gold)) > LONGEST_ANSWER or not (_says_something(answer) and _says_something(gold)):
         return False

@@ -521,7 +521,8 @@ UNITS = [["lb", "lbs", "pound", "pounds"], ["km", "kilometers", "kilometres"], [
          ["mph", "miles per hour", "miles an hour"], ["apples", "apple", "red apples"], ["boxes", "box"],
          ["people", "person"], ["horses", "horse"]]
 LABELS = ["Total:", "Answer:", "total", "Total =", "x =", "The total is", "Tom has", "It costs", "Tom:", "a total of",
-          "so", "Number of eggs:", "Tom's profit =", "exactly", "now", "The total is clearly", "which is equal to", "there are",
+          "so", "Number of eggs:", "Tom's profit =", "exactly", "now",
+          "The total is clearly", "which is equal to", "there are",
           "Area (in all):"]
 NO_LABELS = ["about", "around", "roughly", "approximately", "nearly", "Tom has about", "exceeds", "In all, about",
              "at least", "more than", "almost", "half of", "twice", "the square root of", "one of", "up to", "under",
@@ -913,6 +914,7 @@ def test_forms_of_the_gold():
     for gold in ("18", "#### 18", whole, "\\boxed{18}", "$18$", "$\\boxed{18}$", " 18\n", 18):
         assert verify("#### 18", gold) is True
         assert verify("#### 19", gold) is False
+    assert verify("#### 18", "A: " + whole) and not verify("#### 19", "A. " + whole)
     for gold in ("", " ", "#### ", "\\boxed{}", None):
         for response in ("#### ", "\\boxed{}", "####", "", "#### 18"):
             assert verify(response, gold) is False
