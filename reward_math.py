@@ -13,27 +13,29 @@ The grammar of a number. What no rule takes is left over, and then the text is n
     chain        = side {("=" | "≈" | "→") side}      its value is the last side that is a quantity: 90 - 50 = 40
     side         = quantity | calculation | name
     quantity     = [label] [sign] number {scale} [unit] [explanation]
-    label        = [words (noun | verb | ":")] {filler}   "Total:", "Tom has", "a total of"; not "at least", "half of"
+    label        = [words (noun | verb | ":")] {filler}   "Total:", "Tom has", "a total of"; not "about", "half of"
     sign         = "-" | "minus" | ...                    and the sign of a currency, before or behind it
     number       = whole ["and"] n "/" d | decimal "/" decimal | [decimal "*"] "10^" integer | decimal ["e" integer]
     decimal      = digits, plain or in threes, with or without a fraction: 1,234 and 1 234, not 1,23; 18. 18.00 .5
-    scale        = "hundred" | "thousand" | "k" | "million" | ...
+    scale        = "dozen" | "hundred" | "k" | "million" | ...
     unit         = words [("per" | "a" | "/") words]      apples, cm^2, dollars a day; not x, "or more", "squared"
     explanation  = words behind a comma | "(" ... ")" | ": " ... | ", with" ...      never "or", never a lone number
     calculation  = numbers, words and operators           90 - (15 + 25), 9 eggs * $2; not 2x, not 20 -
     name         = words and letters                      x, Profit, a + b
 
 Decisions where a careful reader could waver:
-- A place that holds nothing usable is no answer; the search does not fall back on the next kind of place. Two
-  exceptions: "#### Step 1: compute" is a Markdown heading when it holds no answer and a place follows, and a later
-  "the answer is" counts only if an answer follows it ("The answer is 18. I checked that the answer is correct.").
-- "Ans: 18", "答案是 18", "<answer>18</answer>" and "**Final Answer**" on a line above the answer are like "Answer: 18".
-- Several answers in one place are no answer, nor are two different numbers in a chain, 18 = 20. `verify` still accepts
-  them whole against a gold that is the same. A fraction is a calculation, too: 100/3 = 33.33 is 33.33.
-- What follows "because", "so", "which" or ", not" is an explanation, of text as well: "Yes, because ..." is "Yes".
+- A place that holds nothing usable is no answer; the search does not fall back on the next kind of place. But a later
+  marker counts only if an answer follows it: not "#### Check" above more text, an empty "Answer:", "if the answer is",
+  or, after another answer, "The answer is correct".
+- "Ans: 18", "Answer (in dollars) = 18", "The answer to this should be 18", "答案是 18", "<answer>18</answer>" and
+  "**Final Answer**" on a line above the answer are like "Answer: 18".
+- Several answers in one place are no answer, nor are two different numbers in a chain, 18 = 20 and 0.5 = 1/3. `verify`
+  still accepts them whole against a gold that is the same. A rounded fraction is no contradiction: 100/3 = 33.33.
+- What follows "because", "as he", "i.e.", ", with" or ", not" is an explanation, of text as well: "B, with 14" is "B".
+- A weakened number is none: "about 18". The sign stands for rounding, though: 37.5 ≈ 38 is 38.
 - Nothing is computed: 2^3 is not 8. Powers of ten are part of how a number is written: 1.5 \times 10^3.
 - 50% equals 50 and 1/2, as data sets write both; but 50 is not 1/2, and 50% is not 0.5%.
-- Units count only if both sides have one: "18 apples" is 18, "5 hours" is not "5 minutes". Nothing is converted.
+- Units count only if both sides have one: "18 apples" is 18, "5√2 cm" is 5√2, "5 hours" is not "5 minutes".
 - Case counts in variables, not in words: "MONDAY" is "Monday", "2X" is not "2x". A lone letter is a variable.
 - Only a closed </think> hides text: what stands in a <think> that is never closed counts.
 
@@ -54,54 +56,70 @@ LARGEST_POWER = 400  # of ten; 10**999999999 would never end
 
 # --- 1. Places: where the answer stands ------------------------------------------------------------------------------
 
+_DIGITS = re.compile(r"\s*-?\d+\s*")  # the plain case first, for speed
 _LINE = re.compile(r"[^\r\n]*")
 _HEADING = re.compile(r"""[\s*_]* (?: [^\W\d_]{2,}\ \d{1,2}[.):].*    # Step 1: 9 * 2
     | (?:\d{1,2}[.):]\s*)? [*_]{0,3} [^\W\d_]{2,} (?:\ \d{1,2}\b)? [^\d\\$]* )   # Solution; 2. Add""", re.VERBOSE)
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # \{ is no brace
+_BARE_BOX = re.compile(r"\\boxed ?([-+]?[\d.,/]*\d)")  # \boxed 9
 _BETWEEN_BOXES = re.compile(r"[ \t${}\\(),;&~]*(?:(?:text)?\{? ?(?:or|and)\b)?[ \t${}\\(),;&~]*")
-_PHRASE = re.compile(r"""[nN](?:swer|SWER)(?<=(?<![^\W_])[Aa].{5})(?:\s{1,9}(?:is|IS)\b|[\s*_`"')]{0,9}[:：])
-    | (?<![^\W_])[Aa](?:ns|NS)[*_]{0,3}[ \t]?[:：] | 答案(?:[是为為]|\s?[:：]) | <(?:[aA]nswer|ANSWER)>
-    | [\r\n][ \t>*_-]{0,6}[Aa][*_]{0,3}[ \t]?[:：]                          # A: on a new line
+_PHRASE = re.compile(r"""[nN](?:swer|SWER)(?<=(?<![^\W_])[Aa].{5})
+        (?:[ \t*_]{0,4}\([^()\d\n]{1,40}\))?  # Answer (in dollars):
+        (?: (?:\s(?:to|of|for|in|we|you|I|here|then|now|thus|therefore)\b[^\W\d_ ]*(?:[ ][^\W\d_]+(?:['’]s)?){0,6})?
+            \s{1,9}(?:is|IS|equals|(?:should|must|would|will)[ ]be)\b
+          | [\s*_`"')]{0,9}(?:[:：=→⇒]|[-=]>|\\(?:R|r)ightarrow\b|\\to\b) )
+    | (?<![^\W_])[Aa](?:ns|NS)[*_]{0,3}[ \t]?[:：.=→⇒] | 答案(?:[是为為]|\s?[:：]) | <(?:[aA]nswer|ANSWER)>
+    | [\r\n][ \t>*_-]{0,6}(?:[Aa][*_]{0,3}[ \t]?[:：] | (?:Final[ ])?[Aa]nswer\.(?=\s))    # A: or Answer. on a new line
     | [\r\n][ \t>#*_|]{0,9}(?:(?:Final|final|FINAL)\ )?(?:[Aa]nswer|ANSWER)[ \t*_]{0,4}(?=[\r\n|])  # alone on a line
     """, re.VERBOSE)
-_PHRASE_GAP = re.compile(r"(?:[\s:：*_`|}]|\$\$|\\\[|\\\()*")  # "The answer is:\n\n$$18$$" goes on after the blank line
+_CONDITION = re.compile(r"\b(?:if|whether|unless)\s+(?:\w+\s+){0,2}a$", re.I)  # "if the answer is" gives none
+_PHRASE_GAP = re.compile(r"(?:[\s:：*_`|}=→⇒]|[-=]>|\$\$|\\\[|\\\()*")  # "The answer is:\n\n$$18$$" goes on
 _SENTENCE_END = re.compile(r"""[\r\n。] | </answer>
     | (?<!\bRs) (?: (?<!\.)\.(?!\.) | (?<![!?])[!?]+ )     # not in "..." nor after Rs
       (?= [\s*_`"'”’)\]}$<[] | \\[\])] | [A-Z][a-z] | $ )  # not in 3.5, .5 or p.m.
       (?!\s*=)                                            # not in 5! = 120""", re.VERBOSE)
 _REMARK = re.compile(r"""(?:indeed\ )?(?:correct|right|reasonable|consistent|valid|verified|confirmed|plausible|sensible
-    |accurate|exact|given|found|obtained|expected|supposed|clear|obvious|unique|well|less
+    |accurate|exact|based|given|found|obtained|expected|supposed|(?:un)?clear|obvious|unique|well|less
     |more|within|in|at)\b | $""", re.VERBOSE | re.I)
 _TAG = re.compile(r"<<[^<>]*>>|</?[|｜]?(?:0x\w|[A-Za-z_])[\w▁-]*[|｜]?>|\[/?(?:EOS|INST|s|end of text)\]")  # </s>
 _BARS = re.compile(r"^\|+\s+|\s+\|+$")  # of a table, not of |5|
-_REASON = re.compile(r"""(?<=\S) (?: (?:[,;:]?\s+(?:[(—–-]+\s*)?|\() (?:because|since|so|which|given|rather\ than
-                                         |instead\ of|due\ to|thus|hence|therefore)\b
-                                | [,;(]\s*(?:not|as|who|where|when)\b )""", re.VERBOSE | re.I)
+_REASON = re.compile(r"""(?<=\S) (?: (?:[,;:]?\s+(?:[(—–-]+\s*)?|\()
+        (?:because|since|so|(?P<which>which)|given|rather\ than|instead\ of|due\ to|thus|hence|therefore|i\.?e)\b
+    | [,;(]\s*(?:not|as|who|where|when|with|that\ is)\b
+    | \s+as\s+(?:there|it|he|she|they|we|you|this|each|every)\b | \s+as\s+[\d.]+\s*[-+*/=×] )""", re.VERBOSE | re.I)
 
 
 def _find(text):
     r"""The text in the highest place: None where there is no place at all, "" where the place holds no answer."""
     text = text[text.rfind("</think>") + 8:] if "</think>" in text else text
-    at = text.rfind("####")
-    if at < 0:
-        return _find_box_or_phrase(text)
-    line = _LINE.match(text, at + 4, at + 6 + LONGEST_ANSWER).group()
-    before = text[max(text.rfind("\n", 0, at), text.rfind("\r", 0, at)) + 1:at].rstrip("#")
-    if "####" in before:
-        return ""  # two on a line
-    inner = _find_box_or_phrase(line)  # "#### \boxed{18}", "#### Final answer: 18"
-    if not inner and not before.strip(" \t>*-") and _HEADING.fullmatch(line):
-        later = _find_box_or_phrase(text[at + 4:])
+    if _DIGITS.fullmatch(text):
+        return None
+    end, headings = len(text), []
+    while (at := text.rfind("####", 0, end)) >= 0 and len(headings) < 50:
+        line = _LINE.match(text, at + 4, at + 6 + LONGEST_ANSWER).group()
+        before = text[max(text.rfind("\n", 0, at), text.rfind("\r", 0, at)) + 1:at].rstrip("#")
+        if "####" in before:
+            return ""  # two on a line
+        if _DIGITS.fullmatch(line):
+            return line.strip()
+        inner = _find_box_or_phrase(line)  # "#### \boxed{18}", "#### Final answer: 18"
+        if inner or before.strip(" \t>*-") or not _HEADING.fullmatch(line) or not text[at + 4 + len(line):].strip():
+            return _trim(line) if inner is None else inner
+        later = _find_box_or_phrase(text[at + 4:end])
         if later is not None:
             return later
-    return _trim(line) if inner is None else inner
+        headings.append(line)
+        end = len(text[:at].rstrip("#"))
+    found = _find_box_or_phrase("\n" + text[:end])  # so that its first line begins like any other
+    return _trim(headings[0]) if found is None and headings else found
 
 
 def _find_box_or_phrase(text):
     r"""The last \boxed{...}; where there is none, what follows the last "answer is", "Answer:" or line "A:"."""
+    text = _BARE_BOX.sub(r"\\boxed{\1}", text) if "\\boxed" in text else text
     at = max(text.rfind("\\boxed{"), text.rfind("\\boxed {"))
     if at < 0:
-        return _find_phrase("\n" + text)  # so that its first line begins like any other
+        return _find_phrase(text)
     content, _ = _read_box(text, at)
     previous = text.rfind("\\boxed{", 0, at)
     if previous >= 0:  # "\boxed{5} or \boxed{6}" is one place with two answers; otherwise the last box counts
@@ -126,11 +144,15 @@ def _find_phrase(text):
     r"""The sentence after the last phrase that an answer follows; after the last phrase where none has one."""
     for longest in (4096, 100_000):  # the end first: a long text full of phrases is not walked through
         phrases = deque(_PHRASE.finditer(text, max(0, len(text) - longest)), maxlen=8)
+        phrases = [phrase for phrase in phrases
+                   if not _CONDITION.search(text, max(0, phrase.start() - 40), phrase.start())]
         answers = [_sentence(text, phrase.end()) for phrase in phrases]
         while phrases:
-            answer, earlier, phrase = answers.pop(), "".join(answers), phrases.pop().group()
-            if not (earlier and phrase.casefold().endswith("is") and _is_remark(answer, earlier)):
+            answer, earlier, phrase = answers.pop(), "".join(answers), phrases.pop().group().casefold()
+            if not earlier or answer and not (phrase.endswith(("is", "be")) and _is_remark(answer, earlier)):
                 return answer
+        if len(text) <= longest:
+            break
     return None
 
 
@@ -159,9 +181,11 @@ def _trim(text):
 
 
 def _without_reason(text):
-    r"""The text before "because", "since", ..., unless only a label stands there: "the sum, which is 18"."""
+    r"""The text before "because", "since", ..., but "the sum, which is 18" is a label."""
     reason = _REASON.search(text)
-    return text[:reason.start()] if reason and not _LABEL.fullmatch(_tokens(text[:reason.start()])[0]) else text
+    if not reason or reason["which"] and _LABEL.fullmatch(_tokens(text[:reason.start()])[0]):
+        return text
+    return text[:reason.start()]
 
 
 def _bare(text):
@@ -192,9 +216,18 @@ _LAYOUT = re.compile(r"\\(?:(?:text)?color(?:box)?|[hv]space)\*?\s*\{[^{}]*\}"
                      r"|\\(?:begin|end)\{(?:align|equation|gather|split)[a-z]*\*?\}")
 _MATH = re.compile(r"\$\$|(?<![\\\d])\$((?:\\.|[^$\\])*)\$(?!\d)")  # $18$ is 18; $18 and "$5 of $20" are money
 _CHARACTERS = str.maketrans("−‐‑‒–—―⁄∕×·⋅∙•’‘′“”″∈⇒⟹⟶➔", "-------//*****'''\"\"\"=→→→→", "\ufe0f")
+_PARTS = dict(a=1, one=1, two=2, three=3, half=2, third=3, quarter=4)
+_REWRITES = [(re.compile(pattern), replacement) for pattern, replacement in (
+    (r"(?<![\w)])\*\*|\*\*(?![\w(])", ""), (r"\*\*", "^"),  # bold, or a power between operands
+    (r"[-=]+>", "→"), (r"\bRs\.", "₹"), (r"\b(?:US|CA|AU|NZ|HK)\$", "$"), (r"\b[Nn][Oo]\.\s*(?=\d)", "#"),
+    (r"\b([aApP])\.\s?[mM]\b\.?", r"\1m"), (r"\bsqrt\b(?=[ (]*\d)", "√"), (r"(?<![^\W\d_])pi(?![^\W\d_])", "π"),
+    (r"(?<=\d)\s+and\s+(a|one|two|three)[\s-]+(half|third|quarter)s?\b",  # 5 and a half
+     lambda m: f" {_PARTS[m[1]]}/{_PARTS[m[2]]}"),
+    (r"\btimes(?=\s+(?:the|his|her|its|their|this|that|\d))", "*"),  # an operator; not in "6 times a day"
+    (r"[~\0]", " "), (r"\s{2,}", "  "), (r"\s*\^\s*", "^"))]
 _ARGUMENT = r"\s*(?:\{([^{}]*)\}|([^\s{}\\]))"  # of a command: a group with no group in it, or one character
 _FRAC, _SQRT = re.compile(r"\\frac" + _ARGUMENT * 2), re.compile(r"\\sqrt" + _ARGUMENT)
-_OVER = re.compile(r"(?:\{|^)([^{}]*)\\over\b([^{}]*)(?:\}|$)")
+_OVER = re.compile(r"(?:\{|^)([^{}]*)\\over(?![A-Za-z])([^{}]*)(?:\}|$)")
 _TEXT, _GROUP = re.compile(r"\\text\s*\{([^{}]*)\}"), re.compile(r"([\^_]\s*|(?<![A-Za-z\]}\s])|^)\{([^{}]*)\}")
 
 
@@ -234,10 +267,8 @@ def _plain(text):
             text = _GROUP.sub(lambda m: m[1] + _bracket(m[2], r"-?\d+|\w" if m[1] else r"[^+*/-]*|-?\d+"), text)
             if text == before or "{" not in text and "\\" not in text:
                 break
-    text = re.sub(r"(?<![\w)])\*\*|\*\*(?![\w(])", "", text).replace("**", "^")  # bold, or a power between operands
-    text = re.sub(r"\b(?:US|CA|AU|NZ|HK)\$", "$", re.sub(r"\bRs\.", "₹", re.sub(r"[-=]+>", "→", text)))
-    text = re.sub(r"\b([ap])\.\s?m\b\.?", r"\1m", re.sub(r"\bNo\.\s*(?=\d)", "#", text), flags=re.I)
-    text = re.sub(r"\s*\^\s*", "^", re.sub(r"\s{2,}", "  ", text.replace("~", " ").replace("\0", " ")))
+    for pattern, replacement in _REWRITES:
+        text = pattern.sub(replacement, text)
     return text.strip(" \t\r\n\f").lstrip("→= ")
 
 
@@ -248,6 +279,7 @@ _NUMBER = rf"""(?P<whole>\d+)\s+(?:and\s+)?(?P<top>\d+)\s*/\s*(?P<bottom>\d+)
     | (?P<numerator>{_DECIMAL})\s*/\s*(?P<denominator>[-+]?{_DECIMAL})
     | (?:(?P<mantissa>{_DECIMAL})\s*[*x]\s*)?10\^\(?(?P<power>[-+]?\d+)\)?
     | (?P<decimal>{_DECIMAL})(?:[eE](?P<exponent>[-+]?\d+)(?!\w))?"""
+_WHOLE_NUMBER = re.compile(_NUMBER, re.VERBOSE)
 _TOKEN = re.compile(rf"(?P<number>(?:{_NUMBER})(?!\d)) | (?P<word>[^\W\d_]+(?:'[^\W\d_]+)*(?:\^?[23](?![\d.]))?)"
                     r"| (?P<space>\s+) | (?P<mark>\S)", re.VERBOSE)
 
@@ -256,10 +288,12 @@ _TOKEN = re.compile(rf"(?P<number>(?:{_NUMBER})(?!\d)) | (?P<word>[^\W\d_]+(?:'[
 # letters, w: a longer one or one in another script, a space or a mark: itself, ?: anything else, and these:
 _KINDS = {word: kind for kind, words in {
     "c": """not cannot never than least most half third fourth fifth tenth quarter twice double triple between squared
-        cubed root plus pi sqrt log ln sin cos tan exp mod factorial over under above below binary base repeating
-        recurring nearly hardly barely almost halve ish""",  # changes the value
-    "f": """the so thus hence therefore then that this it he she they we you i there about approx around just also
-        final""",  # filler
+        cubed root plus pi π sqrt log ln sin cos tan exp mod factorial over under above below binary base repeating
+        recurring halve ish about approx approximately around circa roughly nearly hardly barely almost exceed
+        exceeded multiplied divided doubled tripled halved estimated""",  # changes the value
+    "f": """the so thus hence therefore then that this it he she they we you i there just also
+        final exactly only precisely simply definitely finally actually certainly consequently overall
+        clearly obviously indeed still now always currently originally initially eventually""",  # filler
     "v": """is are was were be equal has have had get got make made pay paid cost earn earned spend spent come amount
         need save saved sell sold buy bought take took give gave use used leave left ran went drove ate lost
         won""",  # verb, may end a label
@@ -268,18 +302,20 @@ _KINDS = {word: kind for kind, words in {
     "n": "answer ans number value result count product difference remainder rest",  # noun: "the remainder of" is none
     "e": "in for from at on by as more less old away times altogether th st nd rd",  # ends a unit
     "o": "of to", "p": "per each every", "a": "a an", "m": "minus negative", "r": "or", "&": "and",
-    "h": "maybe perhaps possibly probably", "g": "with where", "u": "square sq cubic cu",
+    "h": "maybe perhaps possibly probably could might", "g": "with where", "u": "square sq cubic cu",
+    "q": "yes no true false",
 }.items() for word in words.split()}
 _MARKS = {**{mark: mark for mark in ",;:=/^#!√_|-*()"}, **dict.fromkeys(".'\"\\∠", "."), "≈": "=", "→": "=", "+": "-",
           "÷": "*", "[": "(", "{": "(", "]": ")", "}": ")", "%": "u", "°": "u", **dict.fromkeys("$€£¥₹¢", "$")}
-_ZEROS = dict(hundred=2, thousand=3, million=6, billion=9, trillion=12, k=3, K=3, M=6, B=9, bn=9)
+_SCALES = dict(dozen=12, hundred=100, thousand=10**3, million=10**6, billion=10**9, trillion=10**12, k=10**3, K=10**3,
+               M=10**6, B=10**9, bn=10**9)
 # Each group is one unit and its names; a regular plural needs no entry; "a/b" is a per b.
 _UNIT_NAMES = """dollar $ usd buck | cent ¢ | euro € eur | sterling £ gbp | yen ¥ jpy | rupee ₹ rs inr | franc chf
     | percent % pct | degree ° deg | celsius C | fahrenheit F | meter m metre | kilometer km kilometre
     | centimeter cm centimetre | millimeter mm millimetre | mile mi | foot ft | inch | yard yd | gram g
     | kilogram kg kilo | milligram mg | pound lb | ounce oz | ton tonne | liter L l litre | milliliter mL ml millilitre
     | gallon gal | quart qt | pint pt | cup | newton N | volt V | watt W | joule J | second s sec
-    | minute min | hour h hr | day | week wk | month mo | year yr | am | pm | dozen
+    | minute min | hour h hr | day | week wk | month mo | year yr | am | pm
     | mile/hour mph | kilometer/hour kph kmh | mile/gallon mpg"""
 _MONEY = {"dollar", "cent", "euro", "sterling", "yen", "rupee", "franc"}
 _POWERS = {"square": "^2", "sq": "^2", "cubic": "^3", "cu": "^3"}
@@ -300,7 +336,7 @@ def _kind(word, before):
     r"""The kind of a word; `before` is that of the token before it: "m" is a unit in "5 m", a variable in "m + 5"."""
     folded = word.casefold()
     singular = folded[:-1] if folded.endswith("s") else folded
-    if word in _ZEROS or len(word) > 2 and singular in _ZEROS:
+    if word in _SCALES or len(word) > 2 and singular in _SCALES:
         return "k"
     unit = _UNITS.get(_stem(word.rstrip("^23")))
     if unit and (len(word) > 1 or before in "9k/$up"):
@@ -311,7 +347,7 @@ def _kind(word, before):
         return "y" if "^" in word else "c"
     if re.match("[a-zα-ω]", folded) and len(word) < 4:
         return "s" if len(word) == 3 else "x"
-    return {"ing": "g", "ed": "v", "ly": "f"}.get((re.search("(?:ing|ed|ly)$", folded) or [""])[0], "w")
+    return {"ing": "g", "ed": "v"}.get((re.search("(?:ing|ed)$", folded) or [""])[0], "w")
 
 
 def _tokens(text):
@@ -328,13 +364,15 @@ def _tokens(text):
 
 # The grammar of the header, in kinds. All words but variables and those that change the value:
 _ANY = "wsgntvfheopau$k&"
-_LABEL = re.compile(rf"(?:[{_ANY}x.,:()\ ]*(?:[ntv:]|[tv]\ o))?[fah.,#\ ]*")
+_LABEL = re.compile(rf"(?![wsxka. ]+,)(?:[{_ANY}x.,:()\ ]*(?:[ntv:]|[tv]\ o))?[fah.,#\ ]*")
 _SIGN = r"(?:(?:(?<![^ :])-|^- |^m |(?<=[v:] )m )?(?:\$ ?)*|\$ ?-)"  # Total: -5; but Total - 5 and x-5 are calculations
 _UNIT = rf"(?:[uwe$]|(?<=[ .-])[{_ANY}]|[ .]|(?<=[a-z9])-(?=[a-z])|(?<! )/)*"  # 18apples, but not 18abc
-_EXPLANATION = (rf" ?[,;:(|][{_ANY}.,;:()| -]*"
-                rf"| \((?![rhx&])[^()]*(?:\([^()]*\)[^()]*)*\)[{_ANY}. ]*| ?: (?![rh&]|[ $-]*9$).*|, ?g.*")
+_EXPLANATION = (rf" ?;(?! ?[rh&])[^h]*v[^h]*| \(r (?![ef])[{_ANY}cx9./ ]*\)| ?[,;:(|][{_ANY}.,;:()| -]*"
+                rf"| \((?![rhx&])[^()]*(?:\([^()]*\)[^()]*)*\)[{_ANY}. ]*| ?: (?![rh&]|[ $-]*9$).*"
+                rf"|, ?g.*| g (?:a|9 [{_ANY}]).*")
 _QUANTITY = re.compile(rf"(?P<label>{_LABEL.pattern})(?P<sign>{_SIGN})(?<![a-z])(?P<number>9)(?P<scale>(?: ?k)*)"
                        rf"(?P<unit>{_UNIT})(?P<rest>{_EXPLANATION})?")
+_LETTER = re.compile(r"^\s*(?:\(?[A-Ha-h]\)|[A-Ha-h]:)\s*(?=\S)")  # of a choice: (C) 18
 _NAME = re.compile(rf"[{_ANY}cmx.,:()/*^√_|# -]*")
 _CALCULATION = re.compile(rf"(?! ?[*/^])(?:[9{_ANY}cm.()\-*/^!√_|: ]|,(?=[^()]*\))"
                           r"|(?<=9 )x(?= ?9)|x(?=[(_]))*(?<![-*/^])")  # 3 x 4, f(2), a_1; not 2x, not 20 -
@@ -346,18 +384,21 @@ class _Quantity(NamedTuple):
     unit: frozenset = frozenset()  # {"meter"}; without a known unit all the words: {"red", "appl"}
     rate: frozenset = frozenset()  # {"second"}: per what
     name: str = ""  # x in x = 18
-    is_fraction: bool = False  # 100/3, which is also a calculation
+    places: int = 0  # digits after the point; -1 for a fraction, 100/3, which is also a calculation
 
 
 def _value(text, sign):
     r"""number: its exact value; None for a zero denominator, 1 5/2, or a power of ten past all reason."""
-    part = re.fullmatch(_NUMBER, text, re.VERBOSE).groupdict()
+    part = _WHOLE_NUMBER.fullmatch(text)
     power = int(part["power"] or part["exponent"] or 0)
     value = _exact(part["decimal"] or part["numerator"] or part["mantissa"] or part["whole"] or "1")
-    bottom = _exact(part["denominator"] or part["bottom"] or "1")
-    if bottom == 0 or abs(power) > LARGEST_POWER or part["top"] and int(part["top"]) >= bottom:
+    if abs(power) > LARGEST_POWER:
         return None
-    value = value + _exact(part["top"]) / bottom if part["whole"] else value / bottom
+    if "/" in text:
+        bottom = _exact(part["denominator"] or part["bottom"])
+        if bottom == 0 or part["top"] and int(part["top"]) >= bottom:
+            return None
+        value = value + _exact(part["top"]) / bottom if part["whole"] else value / bottom
     value = value * Fraction(10) ** power if power else value
     return -value if sign in ("-", "minus", "negative") else value
 
@@ -401,13 +442,22 @@ def _quantity(kinds, texts):
     if value is None or re.fullmatch(r" \([ $-]*9 ?\)", rest) and value != _value(part["rest"][rest.index("9")], ""):
         return None, ""  # 18 (20) are two answers
     for word in part["scale"]:
-        value *= 10 ** (_ZEROS.get(word) or _ZEROS.get(word.casefold().rstrip("s"), 0))
+        value *= _SCALES.get(word) or _SCALES.get(word.casefold().rstrip("s"), 1)
     unit, rate = _unit(match["sign"] + match["unit"], part["sign"] + part["unit"])
-    return _Quantity(value, unit, rate, is_fraction=bool(re.match(r"\S+ ?/", number))), rest
+    quantity = _Quantity(value, unit, rate, "", -1 if "/" in number else len(number.partition(".")[2]))
+    if rest.startswith(" (r") and "9" in rest:  # 2.5 hours (or 150 minutes); but 18 (or 20) are two answers
+        other = _number("".join(part["rest"][3:-1]))
+        if not other or not (_same_value(other, quantity) and _same_unit(other, quantity)
+                             or unit and other.unit and unit | other.unit <= _KNOWN and unit != other.unit):
+            return None, ""
+    return quantity, rest
 
 
 def _sides(kinds, texts):
     r"""The sides of a chain and the sign of equality behind each: split outside brackets, and (18) without its own."""
+    if "=" not in kinds and kinds[:1] != "(":
+        yield kinds.strip(), texts[len(kinds) - len(kinds.lstrip()):len(kinds.rstrip())], ""
+        return
     masked = re.sub(r"\([^()]*\)", lambda inside: inside.group().replace("=", "?"), kinds)
     for match in re.finditer(r" *([^=]*?) *(=|$)", masked):
         start, end = match.span(1)
@@ -423,12 +473,12 @@ def _chain(text):
     if text.isdecimal():
         return [_Quantity(Fraction(int(text)))]
     found, name, equality = [], "", ""
-    tokens = _tokens(re.sub(r"^\s*\(?[A-Ha-h]\)\s*(?=\S)", "", text))  # without the letter of a choice: "(C) 18"
+    tokens = _tokens(_LETTER.sub("", text))
     for i, (kinds, texts, following) in enumerate(_sides(*tokens)):
         found = [] if equality == "≈" else found  # 37.5 ≈ 38 is 38
         quantity, rest = _quantity(kinds, texts)
         if quantity and (not following or not rest or rest.lstrip()[0] in ":,"):
-            found.append(quantity._replace(name=name))
+            found.append(quantity._replace(name=name) if name else quantity)
             if rest:
                 return found  # "18: 9 * 2 = 18": all that follows is the explanation
         elif i and (not kinds or "&" in kinds) or not (_NAME.fullmatch(kinds) or _CALCULATION.fullmatch(kinds)
@@ -443,9 +493,15 @@ def _chain(text):
 def _number(text):
     r"""Plain text as one number, else None: "2 million people" -> 2,000,000; "18 + 2", "18x", "18 = 20" -> None."""
     found = _chain(text)
-    plain = [quantity for quantity in found if not quantity.is_fraction] or found
-    agreed = all(_same_value(quantity, plain[-1]) or not _same_unit(quantity, plain[-1]) for quantity in plain)
-    return plain[-1] if plain and agreed else None
+    last = ([quantity for quantity in found if quantity.places >= 0] or found or [None])[-1]
+    return last if all(_agree(quantity, last) for quantity in found if quantity is not last) else None
+
+
+def _agree(x, last):
+    r"""May both stand in a chain? Equal, of different units, or 100/3 = 33.33 and 2/3 = 66.67% to the last digit."""
+    value = x.value * (100 if "percent" in last.unit - x.unit else 1)
+    rounded = x.places < 0 <= last.places and abs(value - last.value) <= Fraction(1, 2 * 10 ** last.places)
+    return rounded or _same_value(x, last) or not _same_unit(x, last)
 
 
 # --- 4. Equivalence --------------------------------------------------------------------------------------------------
@@ -453,7 +509,10 @@ def _number(text):
 _CLOSING = {"(": ")]", "[": ")]", "⦃": "⦄"}
 _CHOICE = re.compile(r"(?:(?:option|choice)\s+)?\(?([a-z])(?:$|\)|[.:](?=\s|$)).*", re.I | re.DOTALL)
 _EXPLAINED = re.compile(r"(yes|no|true|false)\s*[,;:.(-](?!.*\b(?:or|but|no|yes|maybe)\b).*"  # Yes, it is
-                        r"|([^\W\d_]{2,}(?:\ [^\W\d_]+)*)\s+\((?!or\b).*\)", re.I)  # Monday (2 days later)
+                        r"|([^\W\d_]{2,}(?:\ [^\W\d_]+)*)\s+\((?!or\b).*\)"
+                        r"|([^\W\d_]+(?:\ [^\W\d_]+)*);\s(?!or\b)\S+\s.*", re.I)  # Monday (2 days later)
+_MEASURE = re.compile(  # 3:30 pm, 5√7 cm
+    r"[$£€]?(\d{1,2}:\d\d|[-+\d.,*/()^\s]*[√π][-+\d.,*/()^√π\s]*?)\s*(?:≈.*|([^\W\d_π].*))?")
 _SEPARATOR = re.compile(r"[,;&|]|\b(?:and|to|through|until)\b", re.I)
 _RANGE = re.compile(r"[-+]?[\d.,/]+%?\s*(?:-|\.{2,})\s*[-+]?[\d.,/]+%?(?!\s*-\s*\d)")  # 5-10, not 2024-01-05
 _LEFT = re.compile(r"(?:[^\W\d]|(?<=[\w(])\d|[\s()+,'|∠:=\\])+")  # x, f(2), a + b, \angle ABC; not 2x, not x^2
@@ -533,7 +592,8 @@ def is_equivalent(answer, gold):
 
     Either may be a whole text with a marker, such as a GSM8K answer that ends in "#### n".
     """
-    answer, gold = (text if (found := _find(text)) is None else found for text in (_text(answer), _text(gold)))
+    answer, gold = (text if re.fullmatch(r"A[.:][^\n#\\]*", text) or (found := _find(text)) is None else found
+                    for text in (_text(answer), _text(gold)))
     if max(len(answer), len(gold)) > LONGEST_ANSWER or not (_says_something(answer) and _says_something(gold)):
         return False
     a, b = _without_reason(_plain(answer)), _without_reason(_plain(gold))
@@ -542,13 +602,20 @@ def is_equivalent(answer, gold):
         return _same_value(x, y) and _same_unit(x, y) and (not x.name or not y.name or x.name == y.name)
     for one, other in ((a, b), (b, a)):
         explained, choice = _EXPLAINED.fullmatch(one), _CHOICE.fullmatch(one)
-        if explained and (explained[1] or explained[2]).casefold() == other.casefold():
+        if explained and (explained[1] or explained[2] or explained[3]).casefold() == other.casefold():
             return True
         if choice and len(one.strip(".:")) > 1 and re.fullmatch(r"\(?[A-Za-z]\)?[.:]?", other):  # C, (C), "C) 18"
             return choice[1].casefold() == other.strip("().:").casefold()
     if ("=" in a) != ("=" in b):  # "y = 2x + 3" and "2x + 3"; where both have a name, it must be the same
         a, b = (rest if _LEFT.fullmatch(name) else text
                 for text in (a, b) for name, _, rest in [text.rpartition("=")])
+    measures = [_MEASURE.fullmatch(text) for text in (a, b)]
+    if all(measures):
+        units = [_number("1 " + (measure[2] or "")) for measure in measures]
+        if all(units) and {unit.value for unit in units} == {1}:
+            if not _same_unit(*units):
+                return False
+            a, b = (measure[1] for measure in measures)
     left = _canonical(a)
     return left != "" and left == _canonical(b)
 
@@ -599,7 +666,6 @@ def math_reward(response, gold, format_bonus=0.0):
 
 
 def demo():
-    r"""Prints a table of tricky responses."""
     rows = [
         ("9 * 2 = 18\n#### $18.00", "18"), ("#### 1,234 apples", "1234"), ("#### 18 or 20", "18"),
         ("#### 5 #### 6", "6"), ("\\boxed{18}\n####", "18"), ("#### Step 1: add\n\\boxed{18}", "18"),

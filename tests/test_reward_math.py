@@ -104,7 +104,7 @@ PLACES = {  # where the answer is looked for: (response, gold, verdict)
     "A: not at a line start": ("Plan A: 18", "18", WRONG),
     "last phrase": ("The answer is 5. Wait, the answer is 18.", "18", RIGHT),
     "not the first phrase": ("The answer is 18. Wait, the answer is 5.", "18", WRONG),
-    "empty phrase hides an earlier one": ("The answer is 18.\nAnswer:", "18", WRONG),
+    "an empty phrase hides nothing": ("The answer is 18.\nAnswer:", "18", RIGHT),
     "answer isn't": ("The answer isn't 18.", "18", WRONG),
     "answer issue": ("The answer issues 18.", "18", WRONG),
     "no marker": ("He has 18 apples.", "18", WRONG),
@@ -139,7 +139,7 @@ RIGHT_RESPONSES = {  # (response, gold)
         ("#### 1e3", "1000"), ("#### 1E-2", "0.01"), ("#### 1.5 million dollars", "1,500,000"),
         ("#### 3 hundred", "300"), ("#### ５００", "500"), ("#### 5\xa0000", "5000"), ("#### −12", "-12"),
         ("#### 0012", "12"), ("#### 0.0", "0"), ("#### -0.0", "0"), ("#### 12th", "12"),
-        ("#### No. 12", "12"), ("#### #12", "12"), ("#### 12 a.m.", "12"), ("#### 3 dozen", "3"),
+        ("#### No. 12", "12"), ("#### #12", "12"), ("#### 12 a.m.", "12"), ("#### 3 dozen", "36"),
         ("#### 12 sq. ft.", "12"), ("#### 12 m/s", "12"), ("#### 12 m/s^2", "12"), ("#### 12 ft³", "12"),
         ("#### 12 ¢", "12"), ("#### 12 cents", "12"), ("#### NaN", "nan"), ("#### inf", "\\infty"),
         ("Let's verify: 3 + 4 = 7.\n#### 7\n\nLet me know if you need more help!", "7"), ("#### \u06f1\u06f8", "18"),
@@ -242,7 +242,7 @@ WRONG_RESPONSES = {  # (response, gold)
         ("#### 1 2", "12"), ("#### 123456789", "1"), ("#### 18\u060c", "18"), ("#### 1\u066c234", "1234"),
         ("#### 18,00 €", "18"), ("#### 5 +", "5"), ("#### 3+4", "7"), ("#### x = 3, so the total is 7", "7"),
         ("#### 5 feet 6 inches", "5"), ("#### 5'6\"", "5"), ("#### 1h30", "1"), ("#### 1:30", "1.5"),
-        ("#### 7/8 or 0.875", "7/8"), ("#### 20%", "-20"), ("#### 18\n#### Verification\nok", "18"),
+        ("#### 7/8 or 0.875", "7/8"), ("#### 20%", "-20"),
         ("#### Tom pays $42 for 3 books", "42"), ("#### 42 or 42", "42"), ("#### 42 / 43", "42"),
         ("#### 41, 42", "42"), ("#### 41 42 43", "42"), ("#### 40-42", "42"), ("#### 40 - 42 eggs", "42"),
         ("#### 42 and 43 are both possible", "42"), ("#### 42? 43?", "42"), ("#### either 42 or 43", "43"),
@@ -266,7 +266,7 @@ WRONG_RESPONSES = {  # (response, gold)
         ("\\boxed{\\begin{pmatrix}1\\\\2\\end{pmatrix}}", "\\begin{pmatrix}1\\\\3\\end{pmatrix}"),
         ("\\boxed{BC}", "B"), ("\\boxed{\\sqrt[3]{2}}", "\\sqrt{2}"), ("\\boxed{2x+1=0}", "0"),
         ("\\boxed{x\\geq 5}", "5"), ("\\boxed{1,-2}", "1"), ("\\boxed{1 \\text{ and } -2}", "1"),
-        ("\\boxed{\\frac{1}{2}, \\frac{1}{3}}", "1/2"), ("\\boxed{12\\pi\\text{ cm}^2}", "12\\pi"),
+        ("\\boxed{\\frac{1}{2}, \\frac{1}{3}}", "1/2"), ("\\boxed{12\\pi\\text{ cm}^2}", "12\\pi \\text{ cm}"),
         ("Here \\boxed{18", "18"), ("\\boxed{18\\}", "18"), ("a </think> \\boxed{18} </think> b", "18"),
         ("\\boxed{42}\\boxed{43}", "43"), ("\\boxed{\\boxed{41} 42}", "42"), ("\\boxed{42 \\text{ or } 43}", "42"),
         ("\\boxed{42,43}", "43"), ("\\boxed{40 \\text{ to } 42}", "42"), ("\\boxed{40-42}", "42"),
@@ -366,7 +366,7 @@ EQUAL = {  # (answer, gold), read both ways round
         ("x=5", "5"), ("x = 5", "5"), ("f(2) = 5", "5"), ("a + b = 5", "5"), ("Total: 18", "18"),
         ("Total = 18 apples", "18"), ("9 * 2 = 18", "18"), ("\\$18.00", "18"), ("18\\%", "18"),
         ("\\angle ABC = 50^\\circ", "50"), ("(C) 18", "18"), ("x \\approx 18", "18"), ("18 (eighteen)", "18"),
-        ("about 18", "18"), ("18 dollars", "18 USD"), ("18,", "18"), ("18:", "18"),
+        ("18 dollars", "18 USD"), ("18,", "18"), ("18:", "18"),
     ],
     "string": [
         ("Monday", "monday"), ("\\text{Monday}", "Monday"), ("**Monday**", "Monday"), ("Monday.", "Monday"),
@@ -521,9 +521,11 @@ UNITS = [["lb", "lbs", "pound", "pounds"], ["km", "kilometers", "kilometres"], [
          ["mph", "miles per hour", "miles an hour"], ["apples", "apple", "red apples"], ["boxes", "box"],
          ["people", "person"], ["horses", "horse"]]
 LABELS = ["Total:", "Answer:", "total", "Total =", "x =", "The total is", "Tom has", "It costs", "Tom:", "a total of",
-          "so", "Number of eggs:", "Tom's profit =", "exactly", "about", "which is equal to", "there are",
+          "so", "Number of eggs:", "Tom's profit =", "exactly", "now",
+          "The total is clearly", "which is equal to", "there are",
           "Area (in all):"]
-NO_LABELS = ["at least", "more than", "almost", "half of", "twice", "the square root of", "one of", "up to", "under",
+NO_LABELS = ["about", "around", "roughly", "approximately", "nearly", "Tom has about", "exceeds", "In all, about",
+             "at least", "more than", "almost", "half of", "twice", "the square root of", "one of", "up to", "under",
              "thirty", "a multiple of", "the opposite of", "Tom has at least", "The total is not", "It costs nearly",
              "not", "sin", "half the total is", "ten times", "x +", "the remainder of", "anything but", "at most:",
              "isn't", "January"]
@@ -539,6 +541,118 @@ TEMPLATES = ["**Final Answer**\n\n{}", "## Final Answer\n{}", "Final Answer\n{}"
              "ANS: {}", "| Final Answer | {} |"]
 NO_TEMPLATES = ["Plans: {}", "**Final Answers**\n{}", "<answers>{}</answers>", "答案 {}", "Trans: {}",
                 "<answer></answer>{}"]
+LABELLED = ["Ans. {}", "Ans = {}", "Answer = {}", "Answer → {}", "Answer ⇒ {}", "Answer -> {}", "**Answer** = {}",
+            "**Final Answer** (hours): {}", "The answer to Tom's question is {}",
+            "Answer (in dollars): {}", "Answer (total pages): {}", "So the answer should be {}",
+            "The answer must be {}",
+            "The answer would be {}.", "The answer to the question is {}", "The answer of this problem is: {}.",
+            "The answer (in dollars) is {}", "The answer we are looking for is {}", "Answer.\n{}", "Answer. {}",
+            "The answer equals {}", "Answer \\rightarrow {}"]
+NOT_LABELLED = ["The answer should not be {}", "The answer to question 2 is {}", "I hope this answer is clear. {} pens",
+                "If the answer is {}", "See the answer sheet. {}", "The answer has {}", "Answer (or {})",
+                "The answer to the question isn't {}", "Whether the answer is {}", "Can the answers be {}"]
+NO_ANSWER_FOLLOWS = ["\n#### Check\n9 * 2 = 20", "\n#### Verification\n20 - 2", "\n#### Check\nok\n#### 2. Verify\n20",
+                     "\nLet me know if the answer is unclear or you need 20 more.",
+                     "\nIf the answer is unclear, I can explain steps 1 and 2.",
+                     "\nThe answer is a whole number because 84 is divisible by 3.", "\nThe answer is unclear to 20?",
+                     "\nTell me whether the answer is 20.", "\nAnswer:", "\nAns:", "\nThe answer is clear: 20 - 2."]
+ANSWER_FOLLOWS = ["\n#### Check\nThe answer is 20.", "\n#### Correction\n#### 20", "\n#### Check\n\\boxed{20}"]
+ANY_REASONS = [" since 7 > 3", ", with 14 points", " as there are 2 weeks", ", i.e. 1.5 times 60", " i.e. 2 of them",
+               " because 84 is divisible by 3", ", that is 2 more", " as he has 20", "; 3 eggs make 20"]
+TEXT_HEDGES = ["{} as well as 20", "{} or 20", "{}; or 20", "{} (or 20)", "{}; 20", "{} with 20"]
+MEASURES = ["5\\sqrt{7}", "6√2", "9\\pi", "2 pi", "\\frac{\\sqrt{3}}{2}", "\\sqrt{2}", "3\\pi\\sqrt{2}",
+            "\\frac{4\\pi}{3}"]
+
+
+@pytest.mark.parametrize("template", LABELLED)
+def test_what_may_follow_the_word_answer(template):
+    for answer in ("18", "$18", "-7", "3/4", "18 apples", "Monday"):
+        assert verify(template.format(answer), answer) and not verify(template.format(answer), "20")
+        assert not verify(template.format(answer + " or 20"), answer)
+
+
+@pytest.mark.parametrize("template", NOT_LABELLED)
+def test_what_may_not_follow_the_word_answer(template):
+    assert not verify(template.format("18"), "18") and not verify(template.format("18"), "2")
+
+
+@pytest.mark.parametrize("later", NO_ANSWER_FOLLOWS)
+def test_a_later_marker_counts_only_with_an_answer(later):
+    for place in ("#### {}", "\\boxed{{{}}}", "Answer: {}", "The answer is {}.")["####" not in later:]:
+        for answer in ("18", "-7", "$18", "18 apples") if "\\boxed" not in place or "####" in later else ():
+            assert verify(place.format(answer) + later, answer), place
+            assert not verify(place.format(answer) + later, "20") and not verify(later, "20")
+
+
+@pytest.mark.parametrize("later", ANSWER_FOLLOWS)
+def test_a_later_answer_counts(later):
+    for place in ("#### 18", "\\boxed{18}", "Answer: 18"):
+        assert verify(place + later, "20") and not verify(place + later, "18")
+
+
+@pytest.mark.parametrize("reason", ANY_REASONS)
+def test_an_explanation_is_cut_behind_text_too(reason):
+    for answer in ("18", "-18", "3/4", "A", "B", "(C)", "Monday", "Yes", "18 apples"):
+        assert_read(answer + reason, answer, wrong=["20", "14", "7", "2", "3", "1.5", "84", "Tuesday", "No", "D"])
+
+
+def test_a_number_in_the_explanation_is_no_answer():
+    for text in ("No, he needs 5 more dollars", "Yes, she has 5", "B, he has 5", "Monday, he has 5", "No: he needs 5"):
+        assert_read(text, wrong=["5", "5 dollars"])
+    for text in ("Altogether, he has 5", "In total, she has 5", "So, she has 5", "After that, Tom has 5"):
+        assert_read(text, "5", wrong=["No", "6"])
+    assert_read("No, he needs 5 more dollars", "No", wrong=["Yes"])
+    assert_read("36; 3 dozen eggs make 36", "36", wrong=["3"])
+    assert_read("2.5 (or two and a half)", "2.5", wrong=["2", "1/2"])
+    assert_read("14 with a remainder of 2", "14", wrong=["2"])
+    for text in ("2.5 hours (or 150 minutes)", "2.5 (or 5/2)", "2.5 hours (5/2)"):
+        assert_read(text, "2.5", wrong=["150", "2"])
+    for text in ("2.5 hours (or 3 hours)", "2.5 (or 150 minutes)", "2.5 (or 5/3)", "2.5 pens (or 3 eggs)"):
+        assert_read(text, wrong=["2.5", "3", "150"])
+
+
+@pytest.mark.parametrize("hedge", TEXT_HEDGES)
+def test_a_hedge_is_no_explanation_of_text(hedge):
+    for answer in ("18", "A", "Monday"):
+        assert_read(hedge.format(answer), wrong=[answer, "20"])
+
+
+@pytest.mark.parametrize("value", MEASURES)
+def test_units_behind_irrational_values(value):
+    for unit in ("cm", "cm^2", "square meters", "apples"):
+        for form in (value + "\\text{ " + unit + "}", value + " " + unit):
+            assert_read(form, value, form, wrong=["6", "2", value + " miles", value + " x", "7" + value])
+    assert_read(value + " x", wrong=[value, value + " cm"])
+    assert_read(value + " + 1", wrong=[value])
+
+
+@pytest.mark.parametrize(("answer", "gold", "verdict"), [
+    ("18 dozen", "216", RIGHT), ("18 dozen", "18", WRONG), ("3 dozen eggs", "36 eggs", RIGHT), ("a dozen", "1", WRONG),
+    ("5 and a half", "5.5", RIGHT), ("5 and a half hours", "5.5 hours", RIGHT), ("5 and a quarter", "5.25", RIGHT),
+    ("5 and a half", "5", WRONG), ("5 and three quarters", "5.75", RIGHT), ("√2 ≈ 1.41", "√2", RIGHT),
+    ("√2 ≈ 1.41", "√3", WRONG), ("6 multiplied by bags", "6", WRONG), ("doubled 18", "18", WRONG),
+    ("6 times the number of bags", "6", WRONG),
+    ("6 times", "6", RIGHT), ("6 times a week", "6", RIGHT), ("6 times as many", "6", RIGHT),
+    ("6 times 3 = 18", "18", RIGHT), ("6 times 3", "6", WRONG), ("2 pi", "2\\pi", RIGHT), ("2 pi", "2", WRONG),
+    ("2 pies", "2\\pi", WRONG), ("1\\over5", "1/5", RIGHT), ("1\\over 5", "0.2", RIGHT), ("1\\over5", "15", WRONG),
+    ("A: 15.", "A", RIGHT), ("A: 15.", "15", RIGHT), ("A: 15.", "B", WRONG), ("A: 15.", "16", WRONG),
+    ("D: 15", "D", RIGHT), ("3:30 pm", "3:30", RIGHT), ("3:30 p.m.", "3:30 PM", RIGHT), ("3:30 pm", "3:30 am", WRONG),
+    ("3:30", "3:31", WRONG), ("3:30 pm", "330", WRONG), ("3:30 pm", "3", WRONG),
+    ("0.5 = 1/3", "0.5", WRONG), ("0.5 = 1/3", "1/3", WRONG), ("1/2 = 1/3", "1/3", WRONG), ("0.5 = 1/2", "1/2", RIGHT),
+    ("100/3 = 33.33", "33.33", RIGHT), ("100/3 = 33.34", "33.34", WRONG), ("36/2 = 20", "20", WRONG),
+    ("2/3 = 66.67%", "66.67", RIGHT), ("3 dozen = 3 * 12 = 36", "36", RIGHT), ("3 dozen = 30", "30", WRONG),
+    ("July 5", "5", WRONG),
+])
+def test_words_units_and_chains(answer, gold, verdict):
+    assert is_equivalent(answer, gold) is verdict and is_equivalent(gold, answer) is verdict
+    assert verify("#### " + answer, gold) is verdict and verify("The answer is " + answer, gold) is verdict
+
+
+def test_a_box_without_braces():
+    assert verify("So $\\boxed 9$.", "9") and verify("\\boxed9", "9") and verify("\\boxed 1,234.", "1234")
+    assert not verify("\\boxed 9", "8") and not verify("\\boxed is 9", "9") and not verify("\\boxed{5}\\boxed 9", "9")
+
+
 PIECES_OF_RULES = ["Answer: ", "Ans: ", "<answer>", "</answer>", "#### ", "\\boxed{", "}", "The answer is ", "18", "20",
                    "-", "*", "/", "=", "→", "(", ")", ":", ", ", " ", " ", "because ", "apples", "km", "%", "per ",
                    "a ", "x", "at least ", "Total: ", "and ", "1/2", "or ", "half of ", "million ", "with ", "\\over ",
@@ -800,6 +914,7 @@ def test_forms_of_the_gold():
     for gold in ("18", "#### 18", whole, "\\boxed{18}", "$18$", "$\\boxed{18}$", " 18\n", 18):
         assert verify("#### 18", gold) is True
         assert verify("#### 19", gold) is False
+    assert verify("#### 18", "A: " + whole) and not verify("#### 19", "A. " + whole)
     for gold in ("", " ", "#### ", "\\boxed{}", None):
         for response in ("#### ", "\\boxed{}", "####", "", "#### 18"):
             assert verify(response, gold) is False

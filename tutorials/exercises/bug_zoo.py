@@ -68,7 +68,7 @@ def row(id, difficulty, description, what, file, function):
 BUGS = [
     # Rewards
     Bug("z01", 20, "easy", "the FIRST #### is taken for the answer and not the last", "reward_math", "_find",
-        'text.rfind("####")', 'text.find("####")'),
+        'text.rfind("####", 0, end)', 'text.find("####", 0, end)'),
     Bug("z02", 20, "easy", "the minus sign is lost: -7 is read as 7", "reward_math", "_value", "return -value if",
         "return value if"),
     Bug("z03", 20, "medium", "text that is part of the gold counts as equal to it", "reward_math", "is_equivalent",
