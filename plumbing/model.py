@@ -39,12 +39,10 @@ def autocast(settings):
 
 
 def precision(settings):
-    r"""The precision of matrix products, as text. It also sets the head's: TF32 where the rest is bfloat16 on CUDA."""
+    r"""What the matrix products are computed in, for the console."""
     on_cuda = device_of(settings).type == "cuda"
     if in_bfloat16(settings):
-        torch.set_float32_matmul_precision("high")  # the head's float32 products; TF32 has more digits than bfloat16
         return "bfloat16 products" + (", the head's in TF32" if on_cuda else "")
-    torch.set_float32_matmul_precision("highest")
     return "float32 products" + (" without TF32" if on_cuda else "")
 
 
@@ -70,6 +68,8 @@ def load_model(settings, source):
         model.activation_checkpointing_enable()
         model.train()  # transformers recomputes in training mode only
     model.to(device_of(settings))
+    # The head's float32 products on CUDA: TF32 has more digits than bfloat16, beside which it does not show.
+    torch.set_float32_matmul_precision("high" if in_bfloat16(settings) else "highest")
     try:
         check_model(model, tokenizer, settings.decode)
     except ValueError as error:

@@ -19,7 +19,7 @@ import rollout as sampling
 import train as program
 from gsm8k import format_prompt
 from plumbing import metrics
-from plumbing.model import in_bfloat16
+from plumbing.model import in_bfloat16, load_model
 from rollout import check_model, sample_rollouts
 from scoring import has_plain_head, head_logits, token_log_probs
 from test_train import QUICK, run
@@ -308,3 +308,15 @@ def test_what_is_not_a_number_is_null_in_the_record(tmp_path, monkeypatch):
     assert rows[1]["entropy"] is None
     for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines():
         json.loads(line, parse_constant=lambda text: pytest.fail(f"{text} is not JSON"))
+
+
+@pytest.mark.parametrize("dtype, precision", [("float32", "highest"), ("bfloat16", "high")])
+def test_the_head_s_precision_is_set_with_the_model_by_every_process(monkeypatch, dtype, precision):
+    monkeypatch.setenv("RANK", "1")
+    before = torch.get_float32_matmul_precision()
+    try:
+        settings = program.parse_settings(["--device", "cpu", "--dtype", dtype])
+        load_model(settings, settings.model)
+        assert torch.get_float32_matmul_precision() == precision
+    finally:
+        torch.set_float32_matmul_precision(before)
