@@ -38,6 +38,11 @@ def autocast(settings):
     return torch.autocast(device_of(settings).type, dtype=torch.bfloat16, enabled=in_bfloat16(settings))
 
 
+def head_precision(settings):
+    r"""Of the head's float32 products: TF32 ("high") on CUDA beside bfloat16, which has fewer digits; else "highest"."""
+    return "high" if in_bfloat16(settings) and device_of(settings).type == "cuda" else "highest"
+
+
 def precision(settings):
     r"""What the matrix products are computed in, for the console."""
     on_cuda = device_of(settings).type == "cuda"
@@ -68,8 +73,7 @@ def load_model(settings, source):
         model.activation_checkpointing_enable()
         model.train()  # transformers recomputes in training mode only
     model.to(device_of(settings))
-    # The head's float32 products on CUDA: TF32 has more digits than bfloat16, beside which it does not show.
-    torch.set_float32_matmul_precision("high" if in_bfloat16(settings) else "highest")
+    torch.set_float32_matmul_precision(head_precision(settings))
     try:
         check_model(model, tokenizer, settings.decode)
     except ValueError as error:

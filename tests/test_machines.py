@@ -14,12 +14,13 @@ import transformers as hf
 from conftest import ROOT, small_model
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import plumbing.model
 import plumbing.run
 import rollout as sampling
 import train as program
 from gsm8k import format_prompt
 from plumbing import metrics
-from plumbing.model import in_bfloat16, load_model
+from plumbing.model import in_bfloat16
 from rollout import check_model, sample_rollouts
 from scoring import has_plain_head, head_logits, token_log_probs
 from test_train import QUICK, run
@@ -310,13 +311,20 @@ def test_what_is_not_a_number_is_null_in_the_record(tmp_path, monkeypatch):
         json.loads(line, parse_constant=lambda text: pytest.fail(f"{text} is not JSON"))
 
 
-@pytest.mark.parametrize("dtype, precision", [("float32", "highest"), ("bfloat16", "high")])
-def test_the_head_s_precision_is_set_with_the_model_by_every_process(monkeypatch, dtype, precision):
+@pytest.mark.parametrize("device, dtype, precision", [
+    ("cpu", "float32", "highest"), ("cpu", "bfloat16", "highest"), ("cuda", "float32", "highest"),
+    ("cuda", "bfloat16", "high")])
+def test_the_head_is_in_tf32_beside_bfloat16_on_cuda_only(monkeypatch, device, dtype, precision):
+    settings = program.parse_settings(["--device", "cpu", "--dtype", dtype])
+    monkeypatch.setattr(plumbing.model, "device_of", lambda _: torch.device(device))
+    assert plumbing.model.head_precision(settings) == precision
+    assert ("TF32" in plumbing.model.precision(settings)) == (device == "cuda")
+
+
+def test_every_process_sets_the_head_s_precision_with_the_model(monkeypatch):
+    seen = []
     monkeypatch.setenv("RANK", "1")
-    before = torch.get_float32_matmul_precision()
-    try:
-        settings = program.parse_settings(["--device", "cpu", "--dtype", dtype])
-        load_model(settings, settings.model)
-        assert torch.get_float32_matmul_precision() == precision
-    finally:
-        torch.set_float32_matmul_precision(before)
+    monkeypatch.setattr(plumbing.model, "head_precision", lambda _: seen.append(1) or "highest")
+    settings = program.parse_settings(["--device", "cpu"])
+    plumbing.model.load_model(settings, settings.model)
+    assert seen
