@@ -14,8 +14,8 @@ An entry gives, for its name on the command line,
                 (tau, beta, ...) is refused on the command line where it does not stand here
     source      where it is from
 
-The functions are those of pmd_mean.py, rpg_losses.py and baselines.py; here stands only which arguments they get. To add
-an objective, add an entry: README.md shows one of 15 lines.
+The functions are those of pmd_mean.py, pmd_variants.py, rpg_losses.py and baselines.py; here stands only which
+arguments they get. To add an objective, add an entry: README.md shows one of 15 lines.
 
 `python objectives.py` prints the table.
 """
@@ -27,6 +27,7 @@ from baselines import (
     grpo_advantages, grpo_loss, gspo_loss, reinforce_loss, reinforce_pp_advantages, rloo_advantages,
 )
 from pmd_mean import pmd_loss, pmd_mean_advantages, pmd_part_advantages
+from pmd_variants import pmd_k25_loss
 from rpg_losses import (
     dual_clip_loss, fkl_loss, reinforce_dual_clip_loss, reinforce_fkl_loss, reinforce_rkl_loss, reinforce_ufkl_loss,
     reinforce_urkl_loss, rkl_loss, ufkl_loss, urkl_loss,
@@ -44,7 +45,7 @@ class Objective:
     source: str
 
 
-# --- PMD: one event is one response ---
+# --- PMD: one event is one response, of Kimi K2.5's a token ---
 
 def mean_baseline(rewards, rollout, s):
     return pmd_mean_advantages(rewards, s.group_size, s.leave_one_out)
@@ -56,6 +57,10 @@ def part_baseline(rewards, rollout, s):
 
 def regression(log_probs, part, s):
     return pmd_loss(log_probs, part.log_probs, part.advantages, part.response_mask, s.tau)  # [n]
+
+
+def k25(log_probs, part, s):
+    return pmd_k25_loss(log_probs, part.log_probs, part.advantages, s.tau, s.eps_low, s.eps_high)  # [n, T]
 
 
 PMD = dict(tau=0.01, leave_one_out=False)  # the authors' scripts: tau 0.01; leave-one-out
@@ -98,6 +103,8 @@ OBJECTIVES = {
         mean_baseline, regression, "seq-mean-token-sum", PMD, "2602.05933; k1.5 eq. 3, K2"),
     "pmd_part": Objective(
         part_baseline, regression, "seq-mean-token-sum", PMD, "k1.5 eq. 2 and 3"),
+    "pmd_k25": Objective(  # its source gives no tau and no bounds: tau is ours, the bounds are DAPO's
+        mean_baseline, k25, "token-mean", dict(PMD, eps_low=0.2, eps_high=0.28), "2602.02276 eq. 1"),
 
     "rpg_fkl": Objective(mean_baseline, rpg(fkl_loss), "token-mean", RPG, "2505.17508 Prop. E.1"),
     "rpg_rkl": Objective(mean_baseline, rpg(rkl_loss), "token-mean", RPG, "2505.17508 Prop. E.3"),

@@ -281,7 +281,7 @@ def bounded_groups(rewards, group_size, lower, upper):
     rewards [N], group after group, bounds in units of reward -> [N] bool, the same within a group.
     [1, 1, -1, 1] with group_size 2 and bounds -1 and 1 gives [False, False, True, True].
     -1 and 1 drop all wrong and all right only for rewards of +-1. For rewards 0 and 1 the lower bound must be 0: with
-    -1 the groups that are all wrong stay. baselines.mixed_groups drops them whatever the rewards are.
+    -1 the groups that are all wrong stay. rewards.mixed_groups drops them whatever the rewards are.
     OpenKimi gives dropped prompts the weight 0 and leaves them in the denominator of the mean, so its step is smaller.
     ValueError for groups that do not divide.
     """

@@ -1,15 +1,12 @@
 r"""pmd_variants.py: losses by hand; what each ascends and its optimum by enumeration; both readings of K2.5."""
 
-import ast
-import inspect
 import math
-from pathlib import Path
 
 import pytest
 import torch
 
 import pmd_variants
-from baselines import grpo_loss, mixed_groups, reinforce_loss
+from baselines import grpo_loss, reinforce_loss
 from enumeration import MASK, TOKENS, gradient, random_policy, random_rewards, relative_error, token_log_probs
 from pmd_mean import pmd_loss, pmd_mean_advantages, pmd_mean_policy, pmd_part_advantages, pmd_part_policy
 from pmd_variants import (
@@ -17,6 +14,7 @@ from pmd_variants import (
     opmd_loss, optima, partition_weights, pmd_k25_loss, pmd_k25_masked_loss, pmd_residual_loss, recognise,
     regression_policy, target_policy_loss,
 )
+from rewards import mixed_groups
 
 F64 = torch.float64
 TAU, OLD, REF, REWARDS = 1.5, random_policy(1), random_policy(2), random_rewards(3)
@@ -428,38 +426,6 @@ def test_bad_values():
                  lambda: a2po_values(a, 3, 0.1), lambda: target_policy_loss(log_p, old, a, mask, 3, 0.1)):
         with pytest.raises(ValueError, match="group_size"):
             call()
-
-
-# The file
-
-
-DEMO = {"regression_policy", "k25_policy", "by_prefix", "minimiser", "expected_losses", "recognise", "optima", "main"}
-SOURCE = Path(pmd_variants.__file__).read_text()
-NODES = [node for node in ast.parse(SOURCE).body if isinstance(node, ast.FunctionDef)]
-PASTED = [node for node in NODES if node.name not in DEMO]
-
-
-@pytest.mark.parametrize("node", PASTED, ids=lambda node: node.name)
-def test_runs_when_pasted_alone(node):
-    log_p, old, a, mask = data()
-    values = dict(log_probs=log_p.nan_to_num(-0.7), old_log_probs=old, ref_log_probs=old, advantages=a, rewards=a,
-                  ref_rewards=a, values=0 * a, response_mask=mask, group_size=2, tau=0.3, beta=0.3, lower=-1, upper=1)
-    pasted = {}
-    exec("import torch\n\n\n" + ast.get_source_segment(SOURCE, node), pasted)
-    original = getattr(pmd_variants, node.name)
-    parameters = inspect.signature(original).parameters.values()
-    arguments = {p.name: values[p.name] for p in parameters if p.default is p.empty}
-    assert torch.equal(pasted[node.name](**arguments), original(**arguments))
-
-
-def test_docstrings_are_raw_and_only_torch_at_the_top():
-    assert len(PASTED) == 11
-    for node in NODES:
-        if node.name != "main":
-            assert ast.get_source_segment(SOURCE, node.body[0]).startswith('r"""'), node.name
-            assert ast.get_docstring(node).replace("\n", "").isprintable(), node.name
-    imports = [ast.unparse(n) for n in ast.parse(SOURCE).body if isinstance(n, (ast.Import, ast.ImportFrom))]
-    assert imports == ["import torch"]
 
 
 def test_demonstration(capsys):
