@@ -17,8 +17,8 @@ DEMOS = {
     "importance": {"main", "moments"},
     "kl_estimators": {"main", "expected_gradient", "recognise"},
     "pmd_mean": {"main", "one_step", "baseline_errors"},
-    "pmd_variants": {"main", "regression_policy", "k25_policy", "by_prefix", "minimiser", "expected_losses", "recognise",
-                     "optima"},
+    "pmd_variants": {"main", "regression_policy", "k25_policy", "by_prefix", "minimiser", "expected_losses",
+                     "recognise", "optima"},
     "rewards": {"main"},
     "rpg_losses": {"main"},
 }
@@ -47,7 +47,8 @@ def sample(function, parameter):
         "correct": torch.tensor([1, 0, 1, 1]), "lengths": torch.tensor([3, 1, 2, 3]), "response_mask": mask,
         "mask": mask, "old_probs": torch.full((4,), 0.25), "group_size": 2, "beta": 0.3, "tau": 0.5,
         "mode": "token-mean", "max_new_tokens": 4, "buffer": 2,
-        "values": torch.tensor([0.6, 0.6, 0.5, 0.5]), "ref_rewards": torch.tensor([1.0, 0, 0, 0]), "lower": 0, "upper": 1,
+        "values": torch.tensor([0.6, 0.6, 0.5, 0.5]), "ref_rewards": torch.tensor([1.0, 0, 0, 0]), "lower": 0,
+        "upper": 1,
         "sampler_log_probs": -torch.rand(4, 3, generator=g) - 0.4, "threshold": 1.5,
         "weights": torch.tensor([0.5, 1.5, 1, 1]), "logits": torch.rand(4, 3, generator=g), "top_p": 0.7,
     }
