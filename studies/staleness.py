@@ -5,7 +5,7 @@ for many updates, RPG from off-policy ratios and their clip. Here the number of 
 every response is the policy's own, to 64, where all are the base model's.
 
     python studies/staleness.py --quick      four objectives, three seeds: at most ten minutes on two cores
-    python studies/staleness.py              everything: HOURS; can be stopped, and goes on where it was
+    python studies/staleness.py              everything, 4.7 core-hours; can be stopped, and goes on where it was
     python studies/staleness.py --report     the tables and pictures of the runs there are
 
 A run is `train.train` with other settings. It adds a line to runs.jsonl and leaves nothing else. results.md, beside it,
@@ -22,7 +22,9 @@ Protocol, fixed before the runs
                  on seeds 100 and 101 (100 alone outside the main panel) and on the last 192 problems of the test set
     final        the chosen candidate on seeds 0 to 4 and the first 192 problems: no seed and no problem is in both
     objectives   tau 0.01, beta 1e-4 and clips as in the papers; K2.5 publishes no tau and no bounds: tau 0.01 is ours,
-                 the bounds are DAPO's. "dapo" is its clip and its average alone, without filtering and penalty
+                 the bounds are DAPO's. "dapo" is its clip and its average alone, without filtering and penalty.
+                 With one update per rollout all ratios are 1, and the objectives of SAME_ON_POLICY take the steps of
+                 another (RLOO's gradient is 8/7 of PMD-mean's, which Adam and the clipped norm take out): one run
 Panels
     main         (a) equal sampled responses (and equal steps), by U = 1, 4, 16, 64
     steps        (b) equal optimizer steps, by U: a rollout has at most 64 responses, and is used again in 4 epochs
@@ -30,8 +32,8 @@ Panels
     rates        (c) the final accuracy at each learning rate: the selection runs of the main panel
     low          (d) PMD-mean against PMD-part where base success is 0.05: the nine situations of LOW, at temperature
                  0.5. By G = 2, 4, 8, 16 responses a group; U = 16, 1,024 responses and 64 steps whatever G is
-    strength     (e) the main panel with tau or beta tuned at each U = 4, 16, 64; at U = 1 the log-ratio is 0, and
-                 neither does anything
+    strength     (e) the main panel with tau or beta tuned at each U. At U = 1 the log-ratio is 0, and neither does
+                 anything but for the tau in PMD-part's baseline
 Definitions, of a run's five accuracies
     final        the last one
     best         the highest one
@@ -45,11 +47,14 @@ comparisons. The 192 problems leave an error of up to 0.035, part of it common t
 An expectation (EXPECTED) is about differences of final accuracies, paired by seed. It holds where the interval is above
 0 at every x named, in part where at some; it is reversed where it is below 0 at some and above at none; else not seen.
 
-Cost: COUNT runs of CORESECONDS core-seconds, HOURS core-hours. It was measured on a loaded AMD EPYC; a free core is faster.
+Cost: about 930 runs of 16 to 20 core-seconds each, 30 with one update per rollout: 4.7 core-hours. --quick has 45 runs,
+15 core-minutes. Measured on a busy AMD EPYC; a free core is faster.
 
 What was changed after the first runs
-    Before the runs that are counted, trial runs on seed 100 fixed the size of a run: 24 responses a step instead of 16
-    took half as long again, and showed the same.
+    Some thirty trial runs with seed 100 came before, a few of them on the first 192 problems. They fixed the size of a
+    run (24 responses a step took half as long again and showed the same) and the grids of learning rates and taus.
+    The situations of `low` have the lowest base success, and its temperature is the one that makes it 0.05; three runs
+    there were seen.
 """
 
 import argparse
@@ -88,7 +93,7 @@ STEPS, MINIBATCH, EVALUATE_EVERY, PROBLEMS = 64, 16, 16, 192
 UPDATES, GROUP_SIZES = (1, 4, 16, 64), (2, 4, 8, 16)
 RATES = (5e-5, 1e-4, 2e-4, 4e-4)
 SELECTION_SEEDS, FINAL_SEEDS = (100, 101), (0, 1, 2, 3, 4)
-SECONDS = {1: 25, 4: 18, 16: 15, 64: 15}  # a core's for a run, by updates per rollout, before any was measured
+SECONDS = {1: 35, 4: 20, 16: 17, 64: 16}  # a core's for a run, by updates per rollout, before any was measured
 REUSED = 64  # responses in a rollout of the panel `steps`, at most
 LOW, LOW_TEMPERATURE = (3, 10, 12, 13, 24, 25, 36, 37, 43), 0.5  # situations of tiny/problems.py
 
@@ -99,6 +104,8 @@ STRENGTHS = {
     "rpg_clip_urkl": ("beta", BETAS), "rpg_reinforce_clip_urkl": ("beta", BETAS), "grpo": ("beta", (1e-4,)),
     "dapo": (None, (None,)), "gspo": (None, (None,)), "rloo": (None, (None,)),
 }
+SAME_ON_POLICY = {"rloo": "pmd_mean", "rpg_clip_urkl": "rpg_urkl", "rpg_reinforce_clip_urkl": "rpg_urkl",
+                  "pmd_k25": "rpg_urkl"}
 TUNED = [name for name, (_, values) in STRENGTHS.items() if len(values) > 1]
 QUICK = ("pmd_mean", "rpg_clip_urkl", "grpo", "rloo")
 PANELS = ("main", "steps", "rates", "low", "strength")
@@ -120,6 +127,7 @@ EXPECTED = [
 
 def candidate(objective, lr, updates, strength=None, rollout=None, group_size=8, problems="all"):
     r"""The settings of a run but for its seed. strength: tau or beta, the papers' if None."""
+    objective = SAME_ON_POLICY.get(objective, objective) if updates == 1 else objective
     strength = STRENGTHS[objective][1][0] if strength is None else strength
     return dict(objective=objective, strength=strength, lr=lr, updates=updates, group_size=group_size,
                 rollout=rollout or MINIBATCH * updates, minibatch=MINIBATCH, steps=STEPS, problems=problems)
@@ -138,7 +146,7 @@ def points(panel):
                 for name in STRENGTHS for u in UPDATES if MINIBATCH * u > REUSED]
     if panel == "strength":
         return [point(name, u, [candidate(name, lr, u, strength) for strength in STRENGTHS[name][1] for lr in RATES])
-                for name in TUNED for u in UPDATES if u > 1]
+                for name in TUNED for u in UPDATES if u > 1 or name == "pmd_part"]
     return [point(f"{name}, {label}", size, [candidate(name, lr, 16, strength, None, size, "low")
                                              for strength in strengths for lr in RATES])
             for label, strengths in (("papers'", TAUS[:1]), ("tuned", TAUS))
@@ -332,9 +340,10 @@ def summary(point, runs):
 
 def summaries(panel, runs, lines=None):
     r"""The summaries of a panel; in `steps` and `strength` with the points that they share with the main panel."""
-    shared = {"steps": lambda p: MINIBATCH * p["x"] <= REUSED,
-              "strength": lambda p: p["x"] == 1 or p["line"] not in TUNED}.get(panel, lambda p: False)
-    found = points(panel) + ([{**p, "panel": panel} for p in points("main") if shared(p)] if panel != "main" else [])
+    found = points(panel)
+    if panel in ("steps", "strength"):
+        own = {(point["line"], point["x"]) for point in found}
+        found += [{**point, "panel": panel} for point in points("main") if (point["line"], point["x"]) not in own]
     found = [summary(point, runs) for point in found if lines is None or point["line"] in lines]
     return sorted(filter(None, found), key=lambda s: s["x"])
 
@@ -400,14 +409,14 @@ def selection_table(panel, runs):
 # --- tables and pictures ---
 
 COLORS = {  # a family has a colour: PMD blue, RPG green, GRPO and kin red, neither black
-    "pmd_mean": "#08519c", "pmd_part": "#4292c6", "pmd_k25": "#9ecae1", "rpg_urkl": "#a1d99b",
+    "pmd_mean": "#08519c", "pmd_part": "#3182bd", "pmd_k25": "#6baed6", "rpg_urkl": "#74c476",
     "rpg_clip_urkl": "#41ab5d", "rpg_reinforce_clip_urkl": "#006d2c", "grpo": "#cb181d", "dapo": "#fb6a4a",
-    "gspo": "#fcae91", "rloo": "#000000",
+    "gspo": "#fc9272", "rloo": "#000000",
 }
 MARKERS = dict(zip(COLORS, "osD^v<>sDX"))
 
 
-def labels_apart(axis, ends, x, gap=0.033):
+def labels_apart(axis, ends, x, gap=0.036):
     r"""Writes each line's name at its end, moved up or down as far as needed for `gap` (of the axis) between them."""
     low, high = axis.get_ylim()
     ends, gap = sorted(ends.items(), key=lambda item: item[1]), gap * (high - low)
@@ -418,8 +427,9 @@ def labels_apart(axis, ends, x, gap=0.033):
             if overlap > 0:
                 heights[i], heights[i + 1] = heights[i] - overlap / 2, heights[i + 1] + overlap / 2
     for (name, y), height in zip(ends, heights):
-        axis.annotate(name, (x, y), (x * 1.35, height), color=COLORS[name], fontsize=9, va="center",
-                      arrowprops=dict(arrowstyle="-", color=COLORS[name], lw=0.6), annotation_clip=False)
+        axis.annotate(name, (x * 1.12, y), (x * 1.45, height), color=COLORS[name], fontsize=9, va="center",
+                      arrowprops=dict(arrowstyle="-", color=COLORS[name], lw=0.6, shrinkA=0, shrinkB=0),
+                      annotation_clip=False)
 
 
 def draw_updates(found, axis, title):
@@ -432,8 +442,9 @@ def draw_updates(found, axis, title):
         axis.errorbar(xs, middle, (low, high), color=COLORS[name], marker=MARKERS[name], markersize=5, capsize=2,
                       elinewidth=0.8)
         ends[name] = middle[-1]
-    axis.set(xscale="log", xticks=UPDATES, xticklabels=UPDATES, xlim=(0.8, 90), ylim=(0, 1), title=title,
-             xlabel="updates per rollout: the larger, the staler the data")
+    axis.set(xscale="log", xlim=(0.82, 78), ylim=(0, 1), title=title, xlabel="optimizer steps per rollout",
+             xticks=UPDATES,
+             xticklabels=["1\neach on fresh data", "4", "16\nas in the papers", "64\nall on the same data"])
     axis.minorticks_off()
     axis.grid(alpha=0.3)
     labels_apart(axis, ends, max(s["x"] for s in found))
@@ -530,8 +541,8 @@ def core_seconds_left(specs, runs):
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(description="Objectives against updates per rollout, on the embedded model.")
-    parser.add_argument("--quick", action="store_true", help=f"the main panel with {', '.join(QUICK)} on three seeds, at "
-                        "the learning rates that the committed runs chose; at most ten minutes on two cores")
+    parser.add_argument("--quick", action="store_true", help=f"the main panel with {', '.join(QUICK)} on three seeds, "
+                        "at the learning rates that the committed runs chose; at most ten minutes on two cores")
     parser.add_argument("--only", choices=PANELS, help="one panel")
     parser.add_argument("--report", action="store_true", help="no run: tables and pictures of the runs there are")
     parser.add_argument("--minutes", type=float, default=math.inf, help="start no run after so many minutes")
@@ -549,7 +560,7 @@ def main(arguments=None):
         stages, seeds = [points("main")], ()
     if options.quick:
         seeds, lines = FINAL_SEEDS[:3], QUICK
-        runs = {**{k: run for k, run in read_runs(RESULTS).items() if run["settings"]["seed"] in SELECTION_SEEDS}, **runs}
+        runs |= {k: run for k, run in read_runs(RESULTS).items() if run["settings"]["seed"] in SELECTION_SEEDS}
         stages = [[point for point in points("main") if point["line"] in QUICK]]
         if not all(chosen(point, runs) for point in stages[0]):
             parser.exit(2, "staleness.py: --quick takes the learning rates that studies/results/staleness chose, and "

@@ -3,7 +3,11 @@ r"""The study of stale data: its definitions on hand-made curves, its plan, that
 import json
 
 import pytest
+import torch
 
+from gsm8k import format_prompt
+from objectives import OBJECTIVES
+from rollout import sample_rollouts
 from studies import staleness
 from studies.staleness import (
     FINAL_SEEDS, MINIBATCH, PANELS, RATES, SELECTION_SEEDS, STEPS, STRENGTHS, UPDATES, candidate, chosen, figures,
@@ -89,6 +93,29 @@ def test_every_run_has_the_same_budget(panel):
         assert responses == {(16, 256), (64, 64)}
     else:
         assert {sampled for _, sampled in responses} == {STEPS * MINIBATCH}
+
+
+@pytest.mark.parametrize("objective, other", staleness.SAME_ON_POLICY.items())
+def test_on_policy_they_take_the_same_step(tiny, objective, other):
+    r"""Gradients, those longer than 1 scaled down to it as max_grad_norm does; and not the same off policy."""
+    model, tokenizer = tiny
+    prompts = [format_prompt(tokenizer, problem["question"]) for problem in problems_of("all", "train")[:2]]
+    rollout = sample_rollouts(model, tokenizer, prompts, 8, 40, seed=0)
+    rewards = torch.tensor([1.0, 0, 0, 0, 0, 1, 0, 0, 1, 1, 1, 0, 1, 1, 0, 0])
+
+    def step(name):
+        settings = settings_of({**candidate(name, 1e-4, 4), "seed": 0}, "unused")
+        rollout.advantages = OBJECTIVES[name].advantages(rewards, rollout, settings)
+        staleness.train.backward(model, OBJECTIVES[name], rollout, torch.arange(16), settings)
+        gradient = torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
+        model.zero_grad()
+        return gradient / gradient.norm().clamp(min=1)
+
+    wanted = step(other)
+    assert (step(objective) - wanted).norm() < 1e-3 * wanted.norm()
+    rollout.log_probs = rollout.log_probs + rollout.response_mask * torch.linspace(-0.5, 0.5, 16)[:, None]
+    wanted = step(other)
+    assert (step(objective) - wanted).norm() > 0.01 * wanted.norm()
 
 
 def test_objectives_are_as_the_header_says():
