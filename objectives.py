@@ -15,8 +15,8 @@ The fields of an entry:
                 line refuses a setting of the group "objective" (tau, beta, ...) that is not listed here
     source      paper, section or equation
 
-The functions are those of pmd_mean.py, rpg_losses.py and baselines.py. This file says only which arguments they get.
-To add an objective, add an entry: README.md shows one in at most 15 lines.
+The functions are those of pmd_mean.py, pmd_variants.py, rpg_losses.py and baselines.py. This file says only which
+arguments they get. To add an objective, add an entry: README.md shows one in at most 15 lines.
 
 `python objectives.py` prints the table.
 """
@@ -28,6 +28,7 @@ from baselines import (
     grpo_advantages, grpo_loss, gspo_loss, reinforce_loss, reinforce_pp_advantages, rloo_advantages,
 )
 from pmd_mean import pmd_loss, pmd_mean_advantages, pmd_part_advantages
+from pmd_variants import pmd_k25_loss
 from rpg_losses import (
     dual_clip_loss, fkl_loss, reinforce_dual_clip_loss, reinforce_fkl_loss, reinforce_rkl_loss, reinforce_ufkl_loss,
     reinforce_urkl_loss, rkl_loss, ufkl_loss, urkl_loss,
@@ -95,6 +96,13 @@ OBJECTIVES = {
         loss=lambda log_probs, part, s: pmd_loss(
             log_probs, part.log_probs, part.advantages, part.response_mask, s.tau),
         aggregate="seq-mean-token-sum", settings=dict(tau=0.01, leave_one_out=False), source="k1.5 eq. 2 and 3"),
+    "pmd_k25": Objective(
+        advantages=mean_baseline,
+        loss=lambda log_probs, part, s: pmd_k25_loss(
+            log_probs, part.log_probs, part.advantages, s.tau, s.eps_low, s.eps_high),  # [n, T]
+        aggregate="token-mean",
+        settings=dict(tau=0.01, eps_low=0.2, eps_high=0.28, leave_one_out=False),  # our choice; the source has none
+        source="K2.5, 2602.02276 eq. 1"),
 
     "rpg_fkl": Objective(mean_baseline, rpg(fkl_loss), "token-mean", RPG, "2505.17508 Prop. E.1"),
     "rpg_rkl": Objective(mean_baseline, rpg(rkl_loss), "token-mean", RPG, "2505.17508 Prop. E.3"),

@@ -48,9 +48,9 @@ def setting(default, meaning, **kwargs):
 class Settings:
     r"""Every setting of a run. Each is a flag; --help has them in this order. None: the preset or objective decides."""
 
-    objective: str = setting("pmd_mean", "what to optimise: pmd_mean, pmd_part, rpg_KL, rpg_reinforce_KL, rpg_clip_KL, "
-                             "rpg_reinforce_clip_KL with KL one of fkl, rkl, ufkl, urkl; grpo, dr_grpo, dapo, rloo, "
-                             "reinforce_pp, gspo; each is an entry of objectives.py", group="task")
+    objective: str = setting("pmd_mean", "what to optimise: pmd_mean, pmd_part, pmd_k25, rpg_KL, rpg_reinforce_KL, "
+                             "rpg_clip_KL, rpg_reinforce_clip_KL with KL one of fkl, rkl, ufkl, urkl; grpo, dr_grpo, "
+                             "dapo, rloo, reinforce_pp, gspo; each is an entry of objectives.py", group="task")
     preset: str = setting("tiny", "defaults for the embedded task, or for GSM8K on a GPU", choices=("tiny", "gsm8k"))
     model: str = setting(None, "a Hugging Face model directory or hub name")
     train_data: str = setting(None, "a JSONL file with question and answer, or a hub name")

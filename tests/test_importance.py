@@ -1,9 +1,6 @@
 r"""importance.py: weights by hand, where they go, and by enumeration what they correct and what they cannot."""
 
-import ast
-import inspect
 import math
-from pathlib import Path
 
 import pytest
 import torch
@@ -234,35 +231,6 @@ def test_top_p_without_weights():
     assert relative_error(got, own + log_z) < 1e-10
     assert log_z.norm() > 0.1 * own.norm()
     assert relative_error(gradient(lambda x: (p * a * truncated(x)).sum(), POLICY), own) < 1e-10
-
-
-# The file
-
-
-SOURCE = Path(importance.__file__).read_text()
-NODES = [node for node in ast.parse(SOURCE).body if isinstance(node, ast.FunctionDef)]
-
-
-@pytest.mark.parametrize("name", ["token_weights", "sequence_weights", "weighted", "top_p_logits"])
-def test_runs_when_pasted_alone(name):
-    g = torch.Generator().manual_seed(0)
-    values = dict(old_log_probs=-torch.rand(4, 3, generator=g), sampler_log_probs=-torch.rand(4, 3, generator=g),
-                  response_mask=torch.ones(4, 3), threshold=1.5, losses=torch.rand(4, 3, generator=g), top_p=0.7,
-                  weights=torch.rand(4, generator=g), logits=torch.rand(4, 3, generator=g))
-    node = next(node for node in NODES if node.name == name)
-    pasted = {}
-    exec("import torch\n\n\n" + ast.get_source_segment(SOURCE, node), pasted)
-    parameters = inspect.signature(getattr(importance, name)).parameters.values()
-    arguments = {p.name: values[p.name] for p in parameters if p.default is p.empty}
-    assert torch.equal(pasted[name](**arguments), getattr(importance, name)(**arguments))
-
-
-def test_docstrings_are_raw_and_only_torch_at_the_top():
-    for node in NODES[:-1]:
-        assert ast.get_source_segment(SOURCE, node.body[0]).startswith('r"""'), node.name
-        assert ast.get_docstring(node).replace("\n", "").isprintable(), node.name
-    imports = [ast.unparse(n) for n in ast.parse(SOURCE).body if isinstance(n, (ast.Import, ast.ImportFrom))]
-    assert imports == ["import torch"]
 
 
 def test_demonstration(capsys):

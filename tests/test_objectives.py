@@ -90,8 +90,8 @@ def test_the_reference_enters_the_gradient(batch):
     assert (sampler - initial).norm() > 0.01 * sampler.norm() and totals.kl_ref > 0
 
 
-@pytest.mark.parametrize("objective", ["pmd_part", "rpg_urkl", "rpg_reinforce_clip_fkl", "grpo", "dapo", "rloo",
-                                       "reinforce_pp", "gspo"])
+@pytest.mark.parametrize("objective", ["pmd_part", "pmd_k25", "rpg_urkl", "rpg_reinforce_clip_fkl", "grpo", "dapo",
+                                       "rloo", "reinforce_pp", "gspo"])
 def test_every_kind_of_objective_takes_a_step(tmp_path, objective):
     rows = run("--objective", objective, "--steps", 1, "--eval-every", 0, "--save-every", 0, "--out", tmp_path / "run")
     filtered = objective == "dapo" and rows[-1]["zero_variance_fraction"] == 1.0
@@ -120,6 +120,7 @@ def test_every_objective_specific_setting_changes_its_loss(batch):
         ("rpg_clip_urkl", "--eps-low", "0.01"), ("rpg_reinforce_clip_rkl", "--beta", "0.5"), ("grpo", "--beta", "0.5"),
         ("grpo", "--eps-high", "0.01"), ("dapo", "--eps-low", "0.01"), ("gspo", "--eps-low", "0.5"),
         ("reinforce_pp", "--beta", "0.5"), ("reinforce_pp", "--eps-low", "0.01"), ("rpg_fkl", "--beta", "0.5"),
+        ("pmd_k25", "--tau", "1"), ("pmd_k25", "--eps-low", "0.01"), ("pmd_k25", "--eps-high", "0.01"),
     ]:
         plain, _ = gradient(batch, objective, 8)
         changed, _ = gradient(batch, objective, 8, flag, value)

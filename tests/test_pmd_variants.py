@@ -1,9 +1,6 @@
 r"""pmd_variants.py: losses by hand; what each ascends and its optimum by enumeration; both readings of K2.5."""
 
-import ast
-import inspect
 import math
-from pathlib import Path
 
 import pytest
 import torch
@@ -429,38 +426,6 @@ def test_bad_values():
                  lambda: a2po_values(a, 3, 0.1), lambda: target_policy_loss(log_p, old, a, mask, 3, 0.1)):
         with pytest.raises(ValueError, match="group_size"):
             call()
-
-
-# The file
-
-
-DEMO = {"regression_policy", "k25_policy", "by_prefix", "minimiser", "expected_losses", "recognise", "optima", "main"}
-SOURCE = Path(pmd_variants.__file__).read_text()
-NODES = [node for node in ast.parse(SOURCE).body if isinstance(node, ast.FunctionDef)]
-PASTED = [node for node in NODES if node.name not in DEMO]
-
-
-@pytest.mark.parametrize("node", PASTED, ids=lambda node: node.name)
-def test_runs_when_pasted_alone(node):
-    log_p, old, a, mask = data()
-    values = dict(log_probs=log_p.nan_to_num(-0.7), old_log_probs=old, ref_log_probs=old, advantages=a, rewards=a,
-                  ref_rewards=a, values=0 * a, response_mask=mask, group_size=2, tau=0.3, beta=0.3, lower=-1, upper=1)
-    pasted = {}
-    exec("import torch\n\n\n" + ast.get_source_segment(SOURCE, node), pasted)
-    original = getattr(pmd_variants, node.name)
-    parameters = inspect.signature(original).parameters.values()
-    arguments = {p.name: values[p.name] for p in parameters if p.default is p.empty}
-    assert torch.equal(pasted[node.name](**arguments), original(**arguments))
-
-
-def test_docstrings_are_raw_and_only_torch_at_the_top():
-    assert len(PASTED) == 11
-    for node in NODES:
-        if node.name != "main":
-            assert ast.get_source_segment(SOURCE, node.body[0]).startswith('r"""'), node.name
-            assert ast.get_docstring(node).replace("\n", "").isprintable(), node.name
-    imports = [ast.unparse(n) for n in ast.parse(SOURCE).body if isinstance(n, (ast.Import, ast.ImportFrom))]
-    assert imports == ["import torch"]
 
 
 def test_demonstration(capsys):
