@@ -58,6 +58,7 @@ def test_a_run_that_ended_early_counts_to_the_end():
     got = figures(dict(curve=[(0, 0.3), (16, 0.5), (64, 0.0)]))
     assert got["collapsed"] and got["final"] == 0 and got["drawdown"] == 0.5
     assert got["area"] == pytest.approx((0.4 * 16 + 0.25 * 48) / 64)
+    assert figures(dict(curve=[(0, 0.2), (8, 0.4)]))["area"] == pytest.approx(0.3)
 
 
 # --- the plan ---
@@ -167,6 +168,9 @@ def test_a_run_is_evaluated_within_its_rollout_and_leaves_nothing(tmp_path, monk
     monkeypatch.setattr(staleness.Watched, "base", {})
     monkeypatch.setattr(staleness.tempfile, "tempdir", str(tmp_path))
     spec = {**candidate("pmd_mean", 1e-3, 4, rollout=16, group_size=4), "minibatch": 4, "steps": 4, "seed": 0}
+    asked, plain_accuracy = [], staleness.Watched.accuracy
+    monkeypatch.setattr(staleness.Watched, "accuracy", lambda run: asked.append(
+        {problem["question"] for problem in run.held_out}) or plain_accuracy(run))
     got = staleness.one_run(spec)
     assert [step for step, _ in got["curve"]] == [0, 2, 4] and got["settings"] == spec
     assert all(0 <= accuracy <= 1 for _, accuracy in got["curve"]) and got["rounds"]["step"] == [1]
@@ -175,7 +179,8 @@ def test_a_run_is_evaluated_within_its_rollout_and_leaves_nothing(tmp_path, monk
 
     plain = staleness.train.learning_rate
     monkeypatch.setattr(staleness.train, "learning_rate", lambda *_: plain(*_) * float("nan"))  # weights become nan
-    assert staleness.one_run(spec)["curve"][-1] == (4, 0.0)
+    assert staleness.one_run({**spec, "seed": SELECTION_SEEDS[0]})["curve"][-1] == (4, 0.0)
+    assert len(asked[0]) == len(asked[-1]) == 8 and not asked[0] & asked[-1]  # other problems in selection
 
 
 # --- the report ---
