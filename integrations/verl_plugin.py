@@ -47,8 +47,8 @@ from plumbing.settings import parse_settings
 from pmd_mean import pmd_mean_advantages, pmd_part_advantages
 
 
-PMD = tuple(name for name, objective in OBJECTIVES.items() if name.startswith("pmd_"))
-RPG = tuple(name for name, objective in OBJECTIVES.items() if name.startswith("rpg_"))
+PMD = ("pmd_mean", "pmd_part")  # an event is a whole response
+RPG = tuple(name for name in OBJECTIVES if name.startswith("rpg_"))
 
 
 def policy_loss(settings, old_log_prob, log_prob, advantages, response_mask, loss_agg_mode="token-mean", config=None,

@@ -51,7 +51,7 @@ Cost: about 930 runs of 16 to 20 core-seconds each, 30 with one update per rollo
 15 core-minutes. Measured on a busy AMD EPYC; a free core is faster.
 
 What was changed after the first runs
-    Some thirty trial runs with seed 100 came before, a few of them on the first 192 problems. They fixed the size of a
+    Some thirty trial runs with seed 100 came before, most of them on the first 192 problems. They fixed the size of a
     run (24 responses a step took half as long again and showed the same) and the grids of learning rates and taus.
     The situations of `low` have the lowest base success, and its temperature is the one that makes it 0.05; three runs
     there were seen.
