@@ -98,7 +98,7 @@ def main(arguments):
 
     optimizer = torch.optim.AdamW(policy.parameters(), lr=settings.lr)
     for number in (1, 2):
-        print(f"\n--- {3 + number}. Update {number}: loss and backward, as in train.backward; then train.optimizer_step")
+        print(f"\n--- {3 + number}. Update {number}: loss, backward (as in train.backward), train.optimizer_step")
         optimizer.zero_grad(set_to_none=True)
         with autocast(settings):
             log_probs = token_log_probs(policy, rollout, settings.temperature, settings.group_size)  # [N, T]

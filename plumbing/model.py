@@ -39,7 +39,7 @@ def autocast(settings):
 
 
 def head_precision(settings):
-    r"""Of the head's float32 products: TF32 ("high") on CUDA beside bfloat16, which has fewer digits; else "highest"."""
+    r"""Of the head's float32 products: "high", that is TF32, on CUDA beside the coarser bfloat16; else "highest"."""
     return "high" if in_bfloat16(settings) and device_of(settings).type == "cuda" else "highest"
 
 

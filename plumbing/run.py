@@ -178,13 +178,8 @@ class Run:
         if accuracies:
             verdict = f"accuracy {accuracies[0]:.3f} -> {accuracies[-1]:.3f} on {len(self.held_out)} held-out problems"
         seconds = self.seconds_before + time.time() - self.started
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
-        on_device = ""
-        if self.policy.device.type == "cuda":
-            on_device = (f", of {self.policy.device} "
-                         f"{torch.cuda.max_memory_allocated(self.policy.device) / 2**30:.2f} GiB")
-        print(f"\n{settings.objective}, {settings.steps} steps: {verdict}, {seconds:.0f} s, peak memory {peak:.2f} GiB"
-              f"{on_device}")
+        print(f"\n{settings.objective}, {settings.steps} steps: {verdict}, {seconds:.0f} s, peak memory "
+              f"{peak_memory(self.policy.device)}")
         for name, what in [("metrics.jsonl", "a line a step"), ("curves.png", "the curves"),
                            ("model", "what was trained")]:
             print(f"  {self.out / name}  {what}")
@@ -200,6 +195,15 @@ class Run:
         print(f"\ntrain.py: stopped at step {step}: {cause}; {kept}; try a smaller --lr or a larger --tau",
               file=sys.stderr)
         sys.exit(1)
+
+
+def peak_memory(device):
+    r"""Of this process so far, as text: the host's, and the CUDA device's where there is one."""
+    host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
+    of_device = ""
+    if device.type == "cuda":
+        of_device = f", of {device} {torch.cuda.max_memory_allocated(device) / 2**30:.2f} GiB"
+    return f"{host:.2f} GiB{of_device}"
 
 
 def show(answers, step, accuracy):

@@ -121,6 +121,20 @@ def test_a_model_that_equals_the_base_has_not_moved(tmp_path):
     assert (tmp_path / "kl_moved.json").exists()
 
 
+def test_the_distance_is_measured_on_the_run_s_device(tmp_path, monkeypatch):
+    import torch
+
+    import plumbing.model
+
+    asked = []
+    monkeypatch.setattr(plumbing.model, "device_of", lambda s: asked.append(s.device) or torch.device("cpu"))
+    shutil.copytree(ROOT / "tiny" / "model", tmp_path / "model")
+    settings = dict(model=str(ROOT / "tiny" / "model"), eval_data=str(ROOT / "tiny" / "test.jsonl"), max_new_tokens=2,
+                    device="cuda:1")
+    compare.kl_moved(tmp_path, settings, limit=2)
+    assert asked == ["cuda:1"]
+
+
 def test_a_model_that_differs_has_moved_in_the_right_direction(tmp_path, tiny):
     r"""Against the mean over the same samples of log p_final - log p_base, each by a plain forward pass of its own."""
     import copy

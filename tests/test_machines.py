@@ -100,6 +100,9 @@ def test_the_cache_is_kept_in_the_precision_of_attention(tiny, monkeypatch, deco
         sample_rollouts(model, tokenizer, prompts, 32, 2, seed=0, decode=decode)
         layer = caches[0][0].layers[0]
         assert layer.keys.dtype == layer.values.dtype == torch.bfloat16
+        longest = max(len(tokenizer(prompt).input_ids) for prompt in prompts)
+        whole = layer.buffers[0] if decode == "eager" else layer.keys
+        assert whole.shape[2] == longest + 2  # room for every token from the start: nothing grows
         weights = max(parameter.numel() for parameter in model.parameters())
         size = layer.keys.shape[0] * layer.keys.shape[1] * (layer.keys.shape[2] - 10) * layer.keys.shape[3]
         assert size > weights  # so that no conversion of weights is counted
@@ -328,3 +331,9 @@ def test_every_process_sets_the_head_s_precision_with_the_model(monkeypatch):
     settings = program.parse_settings(["--device", "cpu"])
     plumbing.model.load_model(settings, settings.model)
     assert seen
+
+
+def test_the_peak_memory_of_a_gpu_is_printed_beside_the_host_s(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 3 * 2**30)
+    assert plumbing.run.peak_memory(torch.device("cuda", 1)).endswith("GiB, of cuda:1 3.00 GiB")
+    assert "," not in plumbing.run.peak_memory(torch.device("cpu"))
