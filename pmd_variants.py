@@ -11,7 +11,7 @@ mean, and whether the advantage carries the importance weight pi_theta/pi_old.
     openkimi_loss                  c (tau/2) (A/tau - s)^2 / |y|                       OpenKimi `opmd`
     partition_weights              that c: e^{r/tau} / mean_j e^{r_j/tau}, else 1      OpenKimi, weighted PMD
     pmd_k25_loss                   -Clip(e^{l_t}, alpha, beta) A + tau l_t^2           Kimi K2.5, 2602.02276 eq. 1
-    pmd_k25_masked_loss            the same, still where l_t leaves [alpha, beta]      the text below that equation
+    pmd_k25_masked_loss            the same, no gradient where l_t is outside them     the text below that equation
     dro_loss                       -A log pi_t + (beta/2) l_t^2                        tinker and verl `dro`; prime-rl
                                                                                        `kimi_k15` (pull request 3381)
     pmd_residual_loss              -stopgrad(A/tau - s) log pi(y)                      prime-rl `pmd_mean` (3381 too)

@@ -104,7 +104,7 @@ def backward(policy, objective, rollout, minibatch, settings):
     """
     num_tokens = int(rollout.response_mask[minibatch].sum())
     update = metrics.Update(num_tokens)
-    for rows, per_prompt in microbatches(rollout, minibatch, settings):  # so many rows in a row share a prompt
+    for rows, per_prompt in microbatches(rollout, minibatch, settings):  # per_prompt rows share a prompt
         part = rollout.select(rows)
         with autocast(settings):
             log_probs = token_log_probs(policy, part, settings.temperature, per_prompt)  # [n, T], log pi_theta

@@ -82,7 +82,6 @@ sys.path.insert(0, str(ROOT))
 
 import train  # noqa: E402
 from gsm8k import load_problems  # noqa: E402
-from objectives import OBJECTIVES  # noqa: E402
 from plumbing import run as plumbing  # noqa: E402
 from plumbing.settings import parse_settings  # noqa: E402
 from studies.claims import mean_interval  # noqa: E402

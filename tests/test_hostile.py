@@ -13,7 +13,6 @@ import unicodedata
 import pytest
 
 from plumbing import settings as choices
-import plumbing.run
 import train as program
 from plumbing.checkpoint import truncate_metrics, write_json
 from gsm8k import format_prompt, load_problems

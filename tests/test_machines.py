@@ -11,7 +11,7 @@ import math
 import pytest
 import torch
 import transformers as hf
-from conftest import ROOT, small_model
+from conftest import small_model
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import plumbing.model
@@ -23,7 +23,7 @@ from plumbing import metrics
 from plumbing.model import in_bfloat16
 from rollout import check_model, sample_rollouts
 from scoring import has_plain_head, head_logits, token_log_probs
-from test_train import QUICK, run
+from test_train import run
 
 CPUS = {"plain": {}, "bfloat16": dict(avx512_bf16=True, amx_bf16=True)}
 PROMPTS = ["Ava has 12 apples. How many apples does Ava have?", "A box holds 5 plums. Ben fills 7 boxes.", "Short."]

@@ -7,7 +7,7 @@ import torch
 
 import pmd_variants
 from baselines import grpo_loss, reinforce_loss
-from enumeration import MASK, TOKENS, gradient, random_policy, random_rewards, relative_error, token_log_probs
+from enumeration import TOKENS, gradient, random_policy, random_rewards, token_log_probs
 from pmd_mean import pmd_loss, pmd_mean_advantages, pmd_mean_policy, pmd_part_advantages, pmd_part_policy
 from pmd_variants import (
     a2po_loss, a2po_values, bounded_groups, by_prefix, dro_loss, expected_losses, k25_policy, minimiser, openkimi_loss,
