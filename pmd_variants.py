@@ -42,7 +42,7 @@ regularisation is half as strong. Not so opmd_loss, whose 1 + tau has no unit. [
 Departures: advantages and weights come as arguments. Prime-rl averages token advantages over a response; here a
 response has one. Of 2604.06159 only the abstract was read: p as the softmax over a group's responses follows from the
 gradient p - q that it states, u = A/tau is our choice. K2.5's bounds have no published value in our source; ours are
-DAPO's 0.2 and 0.28. `bounded_groups` is OpenKimi's reward filter.
+DAPO's 0.2 and 0.28.
 """
 import torch
 
@@ -273,26 +273,6 @@ def target_policy_loss(log_probs, old_log_probs, advantages, response_mask, grou
                       for x in (log_probs, old_log_probs.detach()))  # [P, G]
     u = advantages.detach().to(dtype).reshape(-1, group_size) / tau  # [P, G]
     return -((log_old + u).softmax(dim=1) * log_p.log_softmax(dim=1)).reshape(-1)  # [N]
-
-
-def bounded_groups(rewards, group_size, lower, upper):
-    r"""OpenKimi's reward bounds: keep a prompt only if lower < mean reward of its group < upper; off by default there.
-
-    rewards [N], group after group, bounds in units of reward -> [N] bool, the same within a group.
-    [1, 1, -1, 1] with group_size 2 and bounds -1 and 1 gives [False, False, True, True].
-    -1 and 1 drop all wrong and all right only for rewards of +-1. For rewards 0 and 1 the lower bound must be 0: with
-    -1 the groups that are all wrong stay. rewards.mixed_groups drops them whatever the rewards are.
-    OpenKimi gives dropped prompts the weight 0 and leaves them in the denominator of the mean, so its step is smaller.
-    ValueError for groups that do not divide.
-    """
-    if rewards.dim() != 1 or group_size < 1 or len(rewards) % group_size:
-        raise ValueError("rewards must be [N] with N a multiple of group_size, got "
-                         f"{tuple(rewards.shape)} and {group_size}")
-    r = rewards.to(torch.promote_types(rewards.dtype, torch.float32)).reshape(-1, group_size)  # [P, G]
-    # The mean of eight float32 0.7 is not 0.7. Counting from the lowest makes the mean of equal rewards that reward.
-    lowest = r.amin(dim=1, keepdim=True)  # [P, 1]
-    mean = (lowest + (r - lowest).mean(dim=1, keepdim=True)).squeeze(1)  # [P]
-    return ((lower < mean) & (mean < upper)).repeat_interleave(group_size)  # [N]
 
 
 def regression_policy(old_probs, targets, weights=1.0):

@@ -4,6 +4,7 @@ A verifier gives 1 for a right answer and 0 for a wrong one (reward_math.py). Th
 choose the responses to train on:
 
     mixed_groups       keep the groups that are neither all right nor all wrong      DAPO, arXiv 2503.14476; RPG too
+    bounded_groups     keep the groups whose mean reward lies between two bounds     OpenKimi
     overlong_penalty   falls to -1 near the longest possible response                DAPO
     length_reward      between -0.5 and 0.5; the shortest of the group gets most     Kimi k1.5, arXiv 2501.12599, 2.3
 
@@ -32,6 +33,26 @@ def mixed_groups(correct, group_size):
         raise ValueError("correct must be [N] with N a multiple of group_size")
     groups = correct.reshape(-1, group_size)  # [P, G]
     return (groups != groups[:, :1]).any(dim=1).repeat_interleave(group_size)  # [N]
+
+
+def bounded_groups(rewards, group_size, lower, upper):
+    r"""OpenKimi's reward bounds: keep a prompt only if lower < mean reward of its group < upper; off by default there.
+
+    rewards [N], group after group, bounds in units of reward -> [N] bool, the same within a group.
+    [1, 1, -1, 1] with group_size 2 and bounds -1 and 1 gives [False, False, True, True].
+    -1 and 1 drop all wrong and all right only for rewards of +-1. For rewards 0 and 1 the lower bound must be 0: with
+    -1 the groups that are all wrong stay.
+    OpenKimi gives dropped prompts the weight 0 and leaves them in the denominator of the mean, so its step is smaller.
+    ValueError for groups that do not divide.
+    """
+    if rewards.dim() != 1 or group_size < 1 or len(rewards) % group_size:
+        raise ValueError("rewards must be [N] with N a multiple of group_size, got "
+                         f"{tuple(rewards.shape)} and {group_size}")
+    r = rewards.to(torch.promote_types(rewards.dtype, torch.float32)).reshape(-1, group_size)  # [P, G]
+    # The mean of eight float32 0.7 is not 0.7. Counting from the lowest makes the mean of equal rewards that reward.
+    lowest = r.amin(dim=1, keepdim=True)  # [P, 1]
+    mean = (lowest + (r - lowest).mean(dim=1, keepdim=True)).squeeze(1)  # [P]
+    return ((lower < mean) & (mean < upper)).repeat_interleave(group_size)  # [N]
 
 
 def overlong_penalty(lengths, max_new_tokens, buffer):

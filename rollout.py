@@ -51,6 +51,7 @@ class Rollout:
     log_probs: torch.Tensor  # [N, T] float32, log pi_old(y_t | x, y_<t) as sampled; 0 outside the mask
     texts: list  # N strings: the responses without special tokens
     truncated: torch.Tensor  # [N] True where max_new_tokens ended the response, not an eos
+    sampler_log_probs: torch.Tensor = None  # [N, T] as sampled, where log_probs was computed again by the trainer
     ref_log_probs: torch.Tensor = None  # [N, T] of a frozen reference, where there is one
     advantages: torch.Tensor = None  # [N] per response or [N, T] per token, once rewards are known
 
@@ -73,7 +74,7 @@ class Rollout:
         return Rollout(
             self.sequences[rows, columns], attention_mask[:, columns], response_mask[:, :width],
             of_tokens(self.log_probs), [self.texts[i] for i in rows.tolist()], self.truncated[rows],
-            of_tokens(self.ref_log_probs), of_tokens(self.advantages),
+            of_tokens(self.sampler_log_probs), of_tokens(self.ref_log_probs), of_tokens(self.advantages),
         )
 
 

@@ -42,6 +42,7 @@ import torch
 
 from aggregation import aggregate
 from gsm8k import format_prompt
+from importance import sequence_weights, token_weights, weighted
 from objectives import OBJECTIVES
 from plumbing import metrics, parallel
 from plumbing.batches import log_probs_of, microbatches
@@ -49,7 +50,7 @@ from plumbing.model import autocast, device_of, recomputes_old_log_probs
 from plumbing.run import Interrupt, Run, show
 from plumbing.settings import fail, parse_settings
 from reward_math import math_reward, verify
-from rewards import length_reward, mixed_groups, overlong_penalty
+from rewards import bounded_groups, length_reward, mixed_groups, overlong_penalty
 from rollout import concatenate, sample_rollouts, seeded
 from scoring import token_log_probs
 
@@ -69,13 +70,14 @@ def train(settings):
         rewards = shaped_rewards(settings, correct, sampled)  # [N]
         run.lap()
 
-        trained_on = trained_rows(settings, correct)  # [N'], all of them without --filter-groups
+        trained_on = trained_rows(settings, correct)  # [N'], by default all of them
         if len(trained_on):
             rollout = sampled.select(trained_on)  # the responses to train on, with the tensors of each
             if recomputes_old_log_probs(settings):
-                of_sampler = rollout.log_probs
+                rollout.sampler_log_probs = rollout.log_probs
                 rollout.log_probs = log_probs_of(policy, rollout, settings)  # [N', T]
-                run.mismatch = ((rollout.log_probs - of_sampler).abs().sum() / rollout.response_mask.sum()).item()
+                mismatch = (rollout.log_probs - rollout.sampler_log_probs).abs().sum() / rollout.response_mask.sum()
+                run.mismatch = mismatch.item()
             if reference:
                 rollout.ref_log_probs = log_probs_of(reference, rollout, settings)  # [N', T]
             rollout.advantages = objective.advantages(  # [N'] or [N', T]
@@ -109,6 +111,10 @@ def backward(policy, objective, rollout, minibatch, settings):
         with autocast(settings):
             log_probs = token_log_probs(policy, part, settings.temperature, per_prompt)  # [n, T], log pi_theta
         losses = objective.loss(log_probs, part, settings)  # [n, T] per token or [n] per response
+        if settings.importance_weights != "off":
+            weights = token_weights if losses.dim() == 2 else sequence_weights
+            losses = weighted(losses, weights(part.log_probs, part.sampler_log_probs, part.response_mask,
+                                              settings.importance_threshold, settings.importance_weights))
         # settings.aggregate is the objective's own, unless --aggregate was given.
         loss = aggregate(losses, part.response_mask, settings.aggregate, num_responses=len(minibatch),
                          num_tokens=num_tokens, max_new_tokens=settings.max_new_tokens)
@@ -186,10 +192,11 @@ def shaped_rewards(settings, correct, rollout):
 
 
 def trained_rows(settings, correct):
-    r"""Indices of the responses to train on: all; with --filter-groups, groups neither all right nor all wrong."""
-    if not settings.filter_groups:
-        return torch.arange(len(correct))
-    rows = mixed_groups(correct, settings.group_size).nonzero().squeeze(1)
+    r"""Indices of the responses to train on: all but the groups that the reward bounds or --filter-groups drop."""
+    kept = bounded_groups(correct, settings.group_size, settings.reward_above, settings.reward_below)  # [N]
+    if settings.filter_groups:
+        kept &= mixed_groups(correct, settings.group_size)
+    rows = kept.nonzero().squeeze(1)
     return rows[: settings.prompts_per_step * settings.group_size]
 
 

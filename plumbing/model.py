@@ -30,7 +30,9 @@ def in_bfloat16(settings):
 
 def recomputes_old_log_probs(settings):
     r"""In bfloat16, decoding with a cache and reading at once differ by more than rounding of float32: read again."""
-    return settings.old_log_probs == "recomputed" or settings.old_log_probs == "auto" and in_bfloat16(settings)
+    if settings.old_log_probs == "auto":
+        return in_bfloat16(settings) or settings.importance_weights != "off"
+    return settings.old_log_probs == "recomputed"
 
 
 def autocast(settings):

@@ -102,7 +102,7 @@ class Run:
             for step in self.bar:
                 self.updates, self.mismatch, self.seconds, self.clock = [], None, [], time.time()
                 yield step
-                if settings.optimizer_reset:
+                if settings.optimizer_reset_every and step % settings.optimizer_reset_every == 0:
                     self.optimizer.state.clear()
                 stopped = parallel.from_first(Interrupt.asked)  # a signal may reach one process before another
                 if stopped or settings.save_every and (step % settings.save_every == 0 or step == settings.steps):

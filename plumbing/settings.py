@@ -63,6 +63,9 @@ class Settings:
     temperature: float = setting(1.0, "sampling temperature; it is part of the policy that is trained")
     filter_groups: bool = setting(False, "drop groups that are all right or all wrong and sample more prompts, up to "
                                   "three times as many (dapo has it on)")
+    reward_above: float = setting(-1.0, "train on a prompt only where the mean of its group's verdicts, 1 or 0, is "
+                                  "above this: 0 drops groups that are all wrong; nothing is sampled in their place")
+    reward_below: float = setting(2.0, "and below this: 1 drops groups that are all right")
     overlong_penalty: int = setting(0, "DAPO's penalty: the reward falls by up to 1/2 over so many tokens before "
                                     "max_new_tokens; 0: none (dapo: a fifth of --max-new-tokens)")
     length_reward: float = setting(0.0, "weight of Kimi k1.5's length reward; 0: none")
@@ -94,7 +97,8 @@ class Settings:
     lr_decay_steps: int = setting(None, "after so many optimizer steps the learning rate has halved: lr / (1 + t / "
                                   "this) at optimizer step t; 0: constant")
     weight_decay: float = setting(0.0, "AdamW's decoupled weight decay")
-    optimizer_reset: bool = setting(False, "AdamW forgets its averages after each step, as in Kimi k1.5")
+    optimizer_reset_every: int = setting(0, "every so many steps AdamW forgets its averages; 1: after each, as in Kimi "
+                                         "k1.5; 0: never")
 
     seed: int = setting(0, "seed of everything random", group="run")
     out: str = setting(None, "folder of the run, new or empty (default: runs/<objective>-<time>)")
@@ -115,8 +119,14 @@ class Settings:
     gradient_checkpointing: bool = setting(False, "compute activations again in backward: less memory, a third more "
                                            "time")
     old_log_probs: str = setting("auto", "log-probs of the policy that sampled: the sampler's own, or recomputed by "
-                                 "one more pass over the responses; auto: recomputed in bfloat16, else the sampler's",
+                                 "one more pass over the responses; auto: recomputed in bfloat16 and with "
+                                 "--importance-weights, else the sampler's",
                                  choices=("auto", "sampler", "recomputed"))
+    importance_weights: str = setting("off", "multiply losses by pi_old(trainer) / pi_old(sampler), of the token or of "
+                                      "the whole response as the loss is: truncate bounds the weight by "
+                                      "--importance-threshold C, mask drops weights outside [1/C, C]; old log-probs "
+                                      "are then recomputed", choices=("off", "truncate", "mask"))
+    importance_threshold: float = setting(2.0, "C of --importance-weights")
     decode: str = setting("eager", "eager: responses that have ended leave the batch; static: a cache of fixed shape; "
                           "compiled: the same through torch.compile, with prompts padded to a multiple of 64 and CUDA "
                           "graphs on a GPU", choices=("eager", "static", "compiled"))
@@ -252,7 +262,7 @@ def check(settings):
                             "micro_batch_size", "epochs", "max_new_tokens", "tokens_per_microbatch"):
             if value < 1:
                 fail(f"{flag} must be at least 1, not {value}")
-        elif not value >= 0:
+        elif field.name != "reward_above" and not value >= 0:
             fail(f"{flag} must not be negative")
     if settings.clip_c is not None and settings.clip_c <= 1:
         fail(f"--clip-c must be larger than 1, not {settings.clip_c}")
@@ -261,6 +271,10 @@ def check(settings):
     if (settings.ref_update_every or settings.ref_update_kl) and not needs_reference(settings):
         fail("--ref-update-every and --ref-update-kl need --reference initial and --beta above 0: the sampler is new "
              "at each step anyway")
+    if settings.importance_weights != "off" and settings.old_log_probs == "sampler":
+        fail("--importance-weights compares the sampler's log-probs with the trainer's: leave out --old-log-probs")
+    if not settings.importance_threshold >= 1:
+        fail(f"--importance-threshold must be at least 1, not {settings.importance_threshold}")
     if settings.group_size == 1:
         fail("--group-size 1 leaves nothing to compare a response with: use at least 2")
     responses = settings.prompts_per_step * settings.group_size

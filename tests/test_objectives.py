@@ -227,10 +227,78 @@ def test_only_mixed_groups_are_trained_on(tmp_path, monkeypatch):
     assert without_timings(read_metrics(tmp_path / "run")) == without_timings(whole)
 
 
+def test_reward_bounds_choose_what_is_trained_on(tmp_path, monkeypatch):
+    r"""Nothing is sampled in place of what is dropped, and what is in neither bound's way is kept."""
+    correct = torch.tensor([0.0, 0, 1, 0, 1, 1, 1, 1])
+    for bounds, kept in (([], [0, 1, 2, 3, 4, 5, 6, 7]), (["--reward-above", "0"], [0, 1, 2, 3, 4, 5, 6, 7]),
+                         (["--reward-above", "0", "--reward-below", "1"], [0, 1, 2, 3]),
+                         (["--reward-above", "0.25"], [4, 5, 6, 7]), (["--reward-below", "0.25"], [])):
+        settings = program.parse_settings([*QUICK, "--group-size", "4", *bounds])
+        assert program.trained_rows(settings, correct).tolist() == kept
+    sampled, trained = [], []
+    plain, plain_sample = program.backward, program.sample
+    monkeypatch.setattr(program, "sample", lambda *x: sampled.append(plain_sample(*x)) or sampled[-1])
+    monkeypatch.setattr(program, "backward", lambda *x: trained.append(x[2].advantages[x[3]]) or plain(*x))
+    rows = run("--reward-above", 0, "--reward-below", 1, "--group-size", 4, "--prompts-per-step", 4, "--steps", 1,
+               "--eval-every", 0, "--save-every", 0, "--out", tmp_path / "run")
+    (rollout, correct, drawn), = sampled
+    assert drawn == 4 and len(rollout.texts) == 16
+    assert 0 < len(torch.cat(trained)) == int(mixed_groups(correct, 4).sum()) < 16
+    assert rows[1]["reward_mean"] == pytest.approx(correct.mean().item())  # of all that was sampled
+
+
+@pytest.mark.parametrize("objective", ["rpg_urkl", "pmd_mean"])
+@pytest.mark.parametrize("mode", ["truncate", "mask"])
+def test_importance_weights_of_the_sampler(batch, objective, mode):
+    r"""Each loss, of a token or of a response as the objective has it, times its own weight, before the mean."""
+    model, rollout, reference, rewards = batch
+    rollout = copy.copy(rollout)
+    generator = torch.Generator().manual_seed(5)
+    noise = torch.randn(rollout.log_probs.shape, generator=generator) * (1.0 if objective == "rpg_urkl" else 0.2)
+    rollout.sampler_log_probs = torch.where(rollout.response_mask, rollout.log_probs + noise, 0.0)
+    plain, _ = gradient((model, rollout, reference, rewards), objective, 8)
+    got, _ = gradient((model, rollout, reference, rewards), objective, 8, "--importance-weights", mode)
+    parts, _ = gradient((model, rollout, reference, rewards), objective, 3, "--importance-weights", mode)
+    assert (got - parts).norm() < 2e-5 * got.norm() and (got - plain).norm() > 0.05 * plain.norm()
+
+    settings = program.parse_settings([*QUICK, "--objective", objective])
+    rows = torch.tensor([12, 13, 14, 15, 0, 1, 2, 3])
+    rollout.advantages = OBJECTIVES[objective].advantages(rewards, rollout, settings)
+    part = rollout.select(rows)
+    losses = OBJECTIVES[objective].loss(token_log_probs(model, part), part, settings)
+    log_w = part.log_probs - part.sampler_log_probs
+    log_w = log_w.sum(dim=1) if objective == "pmd_mean" else log_w
+    outside = log_w.abs() > math.log(2)
+    w = torch.where(outside, 0.0, log_w.exp()) if mode == "mask" else log_w.exp().clamp(max=2)
+    assert outside.any() and not outside.all()
+    loss = (w * losses * part.response_mask).sum() / part.response_mask.sum() if objective == "rpg_urkl" else \
+        (w * losses).mean()
+    wanted = torch.cat([g.flatten() for g in torch.autograd.grad(loss, model.parameters())])
+    assert (got - wanted).norm() < 2e-5 * wanted.norm()
+
+
+def test_importance_weights_in_a_run(tmp_path, capsys):
+    r"""Sampler and trainer agree here, so the weights are 1 up to rounding and the run is the same up to rounding."""
+    flags = ["--steps", 2, "--eval-every", 0, "--save-every", 0]
+    plain = run(*flags, "--old-log-probs", "recomputed", "--out", tmp_path / "plain")
+    weighted = run(*flags, "--importance-weights", "truncate", "--out", tmp_path / "weighted")
+    for row, other in zip(plain[1:], weighted[1:]):
+        assert other["loss"] == pytest.approx(row["loss"], rel=1e-3, abs=1e-5)
+        assert 0 < other["sampler_mismatch"] < 1e-5
+    for wrong in (["--importance-weights", "mask", "--old-log-probs", "sampler"], ["--importance-threshold", "0.5"]):
+        with pytest.raises(SystemExit) as stop:
+            program.parse_settings([*QUICK, *wrong])
+        assert stop.value.code == 2
+    assert "leave out --old-log-probs" in capsys.readouterr().err
+
+
 def test_optimizer_reset_forgets(tmp_path):
-    run("--steps", 2, "--optimizer-reset", "--eval-every", 0, "--save-every", 2, "--out", tmp_path / "run")
-    state = torch.load(tmp_path / "run" / "checkpoint-000002" / "optimizer.pt", weights_only=True)
-    assert state["state"] == {}
+    run("--steps", 3, "--optimizer-reset-every", 2, "--eval-every", 0, "--save-every", 1, "--out", tmp_path / "run")
+    steps = []
+    for path in sorted((tmp_path / "run").glob("checkpoint-*/optimizer.pt")):
+        state = torch.load(path, weights_only=True)["state"]
+        steps.append(max((int(entry["step"]) for entry in state.values()), default=0))
+    assert steps[-2] == 0 < steps[-1]
 
 
 def test_concatenate_keeps_rows(tiny):

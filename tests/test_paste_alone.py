@@ -78,7 +78,7 @@ def test_the_losses_of_the_contract_are_among_them():
     assert rpg | {"dual_clip_loss", "reinforce_dual_clip_loss"} == set(functions("rpg_losses"))
     assert {"reinforce_loss", "grpo_loss", "gspo_loss"} <= set(functions("baselines"))
     assert {"grpo_advantages", "rloo_advantages", "reinforce_pp_advantages"} <= set(functions("baselines"))
-    assert {"mixed_groups", "overlong_penalty", "length_reward"} == set(functions("rewards"))
+    assert {"mixed_groups", "bounded_groups", "overlong_penalty", "length_reward"} == set(functions("rewards"))
     assert {"k1", "k2", "k3", "grpo_penalty", "corrected_grpo_penalty"} == set(functions("kl_estimators"))
 
 

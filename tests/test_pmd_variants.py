@@ -10,11 +10,11 @@ from baselines import grpo_loss, reinforce_loss
 from enumeration import TOKENS, gradient, random_policy, random_rewards, token_log_probs
 from pmd_mean import pmd_loss, pmd_mean_advantages, pmd_mean_policy, pmd_part_advantages, pmd_part_policy
 from pmd_variants import (
-    a2po_loss, a2po_values, bounded_groups, by_prefix, dro_loss, expected_losses, k25_policy, minimiser, openkimi_loss,
+    a2po_loss, a2po_values, by_prefix, dro_loss, expected_losses, k25_policy, minimiser, openkimi_loss,
     opmd_loss, optima, partition_weights, pmd_k25_loss, pmd_k25_masked_loss, pmd_residual_loss, recognise,
     regression_policy, target_policy_loss,
 )
-from rewards import mixed_groups
+from rewards import bounded_groups, mixed_groups
 
 F64 = torch.float64
 TAU, OLD, REF, REWARDS = 1.5, random_policy(1), random_policy(2), random_rewards(3)
