@@ -54,7 +54,7 @@ What was changed after the first runs
     Some thirty trial runs with seed 100 came before, most of them on the first 192 problems. They fixed the size of a
     run (24 responses a step took half as long again and showed the same) and the grids of learning rates and taus.
     The situations of `low` have the lowest base success, and its temperature is the one that makes it 0.05; three runs
-    there were seen.
+    there were seen. The table of collapsed runs was added while the runs went on; it selects nothing.
 """
 
 import argparse
@@ -405,6 +405,23 @@ def selection_table(panel, runs):
     return lines
 
 
+def collapse_table(runs):
+    r"""Every collapsed run, worst first, with its metrics of train.py in the first and the last recorded round."""
+    names = ("reward_mean", "entropy", "kl_to_old", "response_length", "truncated_fraction", "grad_norm")
+    lines = [f"| objective | updates | lr | tau, beta | G | seed | best | final | {' | '.join(names)} |",
+             "| --- " * (8 + len(names)) + "|"]
+    for run in sorted(runs.values(), key=lambda run: run["curve"][-1][1]):
+        found, spec = figures(run), run["settings"]
+        if found["collapsed"]:
+            shown = "-" if spec["strength"] is None else f"{spec['strength']:g}"
+            ends = [" to ".join("-" if x is None else f"{x:g}" for x in dict.fromkeys((xs[0], xs[-1])))
+                    for xs in (run["rounds"][name] for name in names)]
+            setting = f"{spec['updates']} | {spec['lr']:g} | {shown} | {spec['group_size']} | {spec['seed']}"
+            lines.append(f"| {spec['objective']} | {setting} | {found['best']:.3f} | {found['final']:.3f} | "
+                         f"{' | '.join(ends)} |")
+    return lines
+
+
 # --- tables and pictures ---
 
 COLORS = {  # a family has a colour: PMD blue, RPG green, GRPO and kin red, neither black
@@ -524,6 +541,9 @@ def report(runs, folder, lines=None):
         if panel != "main":
             text += ["", "Mean final accuracy in selection, by learning rate; bold is what was chosen:", "",
                      *selection_table("main" if panel == "rates" else panel, runs)]
+    text += ["", "## Collapsed runs", "", "Those of selection too. Metrics of metrics.jsonl, at the first and the last "
+             "of the rounds that runs.jsonl keeps; with 64 updates there is one round, sampled before any update.", "",
+             *collapse_table(runs)]
     (folder / "results.md").write_text("\n".join(text) + "\n")
 
 

@@ -231,6 +231,16 @@ def test_report_of_what_there_is(tmp_path, capsys):
     assert "results.md" in capsys.readouterr().out
 
 
+def test_table_of_collapsed_runs():
+    spec = {**candidate("pmd_part", 4e-4, 4), "seed": 3}
+    names = ("reward_mean", "entropy", "kl_to_old", "response_length", "truncated_fraction", "grad_norm")
+    rounds = dict({name: [1.0, 9.0, 2.0] for name in names}, kl_to_old=[0.5], entropy=[None, 0.25])
+    bad, good = {**line(spec, 0.01), "rounds": rounds}, line({**spec, "seed": 4}, 0.5)
+    rows = staleness.collapse_table({"a": good, "b": bad})
+    assert rows[2:] == ["| pmd_part | 4 | 0.0004 | 0.01 | 8 | 3 | 0.400 | 0.010 | 1 to 2 | - to 0.25 | 0.5 | 1 to 2 | "
+                        "1 to 2 | 1 to 2 |"]
+
+
 def test_report_of_nothing(tmp_path):
     staleness.main(["--report", "--out", str(tmp_path)])
     assert "not run" in (tmp_path / "results.md").read_text() and not list(tmp_path.glob("*.png"))
