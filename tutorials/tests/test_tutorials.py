@@ -19,9 +19,11 @@ def test_there_are_eight_and_they_are_committed_executed():
         code = [cell for cell in cells if cell.cell_type == "code"]
         assert all(cell.execution_count for cell in code), path.name
         outputs = [output for cell in code for output in cell.outputs]
-        assert any("image/png" in output.get("data", {}) for output in outputs), path.name
+        pictures = [output for output in outputs if "image/png" in output.get("data", {})]
+        assert pictures and all(output.metadata["image/png"]["alt"] for output in pictures), path.name
         assert not any(output.output_type == "error" or output.get("name") == "stderr" for output in outputs), path.name
         assert str(ROOT) not in path.read_text(), path.name
+        assert "](SYMBOLS.md)" in cells[0].source, path.name
 
 
 def run(path):
