@@ -27,6 +27,23 @@ def show(description):
     plt.close()
 
 
+def explore(draw, **choices):
+    r"""A slider for each argument of draw, over the values given, from the middle one. Nothing without ipywidgets."""
+    try:
+        from ipywidgets import SelectionSlider, interact
+    except ImportError:
+        return
+
+    def redraw(**values):
+        draw(**values)
+        plt.show()
+
+    interact(redraw, **{
+        name: SelectionSlider(options=options, value=options[len(options) // 2], continuous_update=False)
+        for name, options in choices.items()
+    })
+
+
 def bars(axes, groups, labels, colors=None, fmt=None):
     r"""Bars side by side. groups: name -> heights, one for each of the labels; fmt: how to write a height above it."""
     width = 0.8 / len(groups)
