@@ -26,10 +26,10 @@ TOPICS = {
         "is_equivalent": Exercise(
             "medium", 4, 1, "Equivalence: the same number, exactly",
             'fractions.Fraction reads "0.75" and "3/4" exactly, and raises ValueError or ZeroDivisionError otherwise.'),
-        "math_reward": Exercise("easy", 2, 1, "A bonus for form", "Refuse the bonus first. Then three cases, in the "
+        "math_reward": Exercise("easy", 2, 1, "Shaped rewards", "Refuse the bonus first. Then three cases, in the "
                                 "order of the docstring."),
         "length_reward": Exercise(
-            "medium", 3, 1, "A bonus for form",
+            "medium", 3, 1, "Shaped rewards",
             "reshape(-1, group_size), amin and amax with keepdim; torch.where twice; nothing may divide by zero."),
     },
     "ex02_rollouts": {
