@@ -184,12 +184,11 @@ def main():
     chosen = parser.parse_args()
     model = AutoModelForCausalLM.from_pretrained(tiny["model"], dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(tiny["model"])
-    # As train.py --preset tiny: 32 prompts x 8 responses a generation, four optimizer steps of 64 responses on them.
+    # 32 prompts x 8 responses a generation, four optimizer steps of 64 responses on them.
     args = GRPOConfig(
         chosen.out, use_cpu=True, bf16=False, gradient_checkpointing=False, report_to="none", logging_steps=4,
         max_steps=chosen.steps, save_steps=chosen.steps, learning_rate=chosen.lr, lr_scheduler_type="constant",
-        per_device_train_batch_size=tiny["minibatch_size"], num_generations=tiny["group_size"],
-        steps_per_generation=tiny["prompts_per_step"] * tiny["group_size"] // tiny["minibatch_size"],
+        per_device_train_batch_size=64, num_generations=8, steps_per_generation=4,
         max_completion_length=tiny["max_new_tokens"])
     strength = {name: tiny[name] for name in ("tau", "beta") if name in OBJECTIVES[chosen.objective].settings}
     trainer = ObjectiveTrainer(model, reward, args, objective=chosen.objective, **strength, processing_class=tokenizer,

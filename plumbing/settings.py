@@ -33,14 +33,16 @@ HERE = Path(__file__).resolve().parent.parent
 PRESETS = {
     "tiny": dict(
         model=str(HERE / "tiny" / "model"), train_data=str(HERE / "tiny" / "train.jsonl"),
-        eval_data=str(HERE / "tiny" / "test.jsonl"), eval_size=384, eval_every=18, steps=54, prompts_per_step=32,
-        group_size=8, minibatch_size=64, micro_batch_size=64, tokens_per_microbatch=8192, max_new_tokens=72, lr=1e-4,
-        lr_decay_steps=80, tau=0.1, beta=1e-3, save_every=10,
+        eval_data=str(HERE / "tiny" / "test.jsonl"), eval_size=384, eval_every=14, steps=28, prompts_per_step=32,
+        group_size=8, minibatch_size=16, micro_batch_size=64, tokens_per_microbatch=8192, max_new_tokens=72,
+        temperature=0.7, reward_above=0.0, reward_below=1.0, lr=1e-4, lr_decay_steps=60, tau=0.1, beta=1e-3,
+        save_every=10,
     ),
     "gsm8k": dict(
         model="Qwen/Qwen2.5-0.5B-Instruct", train_data="openai/gsm8k", eval_data="openai/gsm8k", eval_size=512,
         eval_every=10, steps=200, prompts_per_step=64, group_size=16, minibatch_size=64, micro_batch_size=64,
-        tokens_per_microbatch=4096, max_new_tokens=320, lr=1e-6, lr_decay_steps=0, save_every=10,
+        tokens_per_microbatch=4096, max_new_tokens=320,
+        temperature=1.0, reward_above=-1.0, reward_below=2.0, lr=1e-6, lr_decay_steps=0, save_every=10,
     ),
 }
 
@@ -65,12 +67,12 @@ class Settings:
     prompts_per_step: int = setting(None, "prompts sampled from in a step", group="sampling")
     group_size: int = setting(None, "responses per prompt, G")
     max_new_tokens: int = setting(None, "longest response in tokens; a longer one is cut off")
-    temperature: float = setting(1.0, "sampling temperature; it is part of the policy that is trained")
+    temperature: float = setting(None, "sampling temperature; it is part of the policy that is trained")
     filter_groups: bool = setting(False, "drop groups that are all right or all wrong and sample more prompts, up to "
                                   "three times as many (dapo has it on)")
-    reward_above: float = setting(-1.0, "train on a prompt only where the mean of its group's verdicts, 1 or 0, is "
+    reward_above: float = setting(None, "train on a prompt only where the mean of its group's verdicts, 1 or 0, is "
                                   "above this: 0 drops groups that are all wrong; nothing is sampled in their place")
-    reward_below: float = setting(2.0, "and below this: 1 drops groups that are all right")
+    reward_below: float = setting(None, "and below this: 1 drops groups that are all right; -1 and 2 drop none")
     overlong_penalty: int = setting(0, "DAPO's penalty: the reward falls by up to 1/2 over so many tokens before "
                                     "max_new_tokens; 0: none (dapo: a fifth of --max-new-tokens)")
     length_reward: float = setting(0.0, "weight of Kimi k1.5's length reward; 0: none")

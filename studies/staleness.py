@@ -232,7 +232,8 @@ def settings_of(spec, folder):
         objective=spec["objective"], seed=spec["seed"], lr=spec["lr"], lr_decay_steps=0, group_size=G,
         prompts_per_step=spec["rollout"] // G, minibatch_size=spec["minibatch"],
         epochs=spec["updates"] * spec["minibatch"] // spec["rollout"], steps=spec["steps"] // spec["updates"],
-        temperature=LOW_TEMPERATURE if spec["problems"] == "low" else 1.0, eval_every=0, save_every=0,
+        temperature=LOW_TEMPERATURE if spec["problems"] == "low" else 1.0, reward_above=-1, reward_below=2,
+        eval_every=0, save_every=0,
         overlong_penalty=0, device="cpu", out=folder, **({name: spec["strength"]} if name else {}))
     settings = parse_settings([text for flag, value in flags.items()
                                for text in (f"--{flag.replace('_', '-')}", str(value))])

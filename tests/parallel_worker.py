@@ -23,7 +23,8 @@ RUNS = dict(
 )
 QUICK = ["--preset", "tiny", "--prompts-per-step", "4", "--group-size", "4", "--minibatch-size", "8", "--steps", "2",
          "--eval-size", "5", "--eval-every", "2", "--save-every", "2", "--max-new-tokens", "40", "--device", "cpu",
-         "--train-data", str(ROOT / "tiny" / "test.jsonl"), "--seed", "6"]  # as in test_train.py
+         "--train-data", str(ROOT / "tiny" / "test.jsonl"), "--seed", "6",
+         "--temperature", "1", "--reward-above", "-1", "--reward-below", "2"]  # as in test_train.py
 
 
 def main(out):

@@ -201,7 +201,7 @@ def test_a_console_that_knows_ascii_only_does_not_end_the_run(monkeypatch):
 
 QUICK = ["--preset", "tiny", "--device", "cpu", "--steps", "2", "--eval-every", "1", "--save-every", "0",
          "--prompts-per-step", "2", "--group-size", "2", "--minibatch-size", "4", "--micro-batch-size", "2",
-         "--max-new-tokens", "8"]
+         "--max-new-tokens", "8", "--reward-above", "-1", "--reward-below", "2"]
 
 
 def run(*arguments):

@@ -23,7 +23,8 @@ from scoring import token_log_probs
 
 QUICK = ["--preset", "tiny", "--prompts-per-step", "4", "--group-size", "4", "--minibatch-size", "8",
          "--micro-batch-size", "4", "--eval-size", "8", "--eval-every", "2", "--max-new-tokens", "40",
-         "--device", "cpu", "--train-data", str(ROOT / "tiny" / "test.jsonl"), "--seed", "6"]
+         "--device", "cpu", "--train-data", str(ROOT / "tiny" / "test.jsonl"), "--seed", "6",
+         "--temperature", "1", "--reward-above", "-1", "--reward-below", "2"]
 # Fewer problems than in train.jsonl, to start sooner; a seed for which some groups of every step differ in reward.
 NOT_REPRODUCED = ("seconds_rollout", "seconds_update", "tokens_per_second")  # timings
 
