@@ -729,8 +729,9 @@ def claim_clip(seeds=24, steps=384, stales=(1, 4, 16, 64), lrs=(0.01, 0.03, 0.1)
              "staler. But there are two limits. (1) By the threshold fixed before, hardly a run was unstable, even "
              "without the clip. By that count alone the difference could be chance. (2) At the two lower learning "
              "rates nothing goes wrong without the clip. There it slows learning within each round (lower curves), "
-             "and the final reward is lower. Ratios go far beyond 1.28 with the clip too: it only stops an event's "
-             "own gradient.",
+             "and the final reward is lower. PPO-clip gives the same curves. So what is seen is what any such clip "
+             "does, not what RPG's form of it adds. Ratios go far beyond 1.28 with a clip too: it only stops an "
+             "event's own gradient.",
         numbers=cells,
     )
 
@@ -818,6 +819,7 @@ def claim_large_ratios(problems=20, taus=(0.01, 0.1, 0.3, 1.0, 10.0), ps=(0.02, 
                         cell[variant] = (probs @ group_steps(p, tau, group_size, variant)).item() / p
                 cells.append(cell)
     worse = sum(cell["mean"] > cell["part"] * (1 + 1e-6) for cell in cells)
+    most = max(cell["mean"] / cell["part"] for cell in cells) - 1
     matched_smaller = all(equal[tau][2] < 1 for tau in taus if 0.1 <= tau <= 1)
     table = [r"| $\tau$ | largest ratio, PMD-mean | PMD-part | quotient, same $\tau$ | quotient, same gain |",
              "|" + " --- |" * 5]
@@ -841,16 +843,22 @@ def claim_large_ratios(problems=20, taus=(0.01, 0.1, 0.3, 1.0, 10.0), ps=(0.02, 
         source="2602.05933 (adaptive mixed KL-chi-squared regulariser); that it limits large ratios is what a "
                "chi-squared term is expected to do, the formulas are derived (pmd_mean.py)",
         tested=f"largest ratio of one exact step, {problems} random policies of 15 responses with random rewards, "
-               rf"$\tau$ = {taus[0]:g} to {taus[-1]:g}; (a) against PMD-part's at the same $\tau$, there and for groups of "
-               r"$G$ with rewards 1 and 0; (b) against PMD-part's with the larger $\tau$ at which its expected reward "
-               "is PMD-mean's",
+               rf"$\tau$ = {taus[0]:g} to {taus[-1]:g}; (a) against PMD-part's at the same $\tau$, there and for "
+               r"groups of $G$ with rewards 1 and 0; (b) against PMD-part's with the larger $\tau$ at which its "
+               "expected reward is PMD-mean's",
         figure=f"(a) larger than PMD-part's in {above} of {problems * len(taus)} random problems and {worse} of "
                f"{len(cells)} cells of groups. (b) quotient of the largest ratios at the same gain: "
                + ", ".join(rf"{interval(equal[tau])} at $\tau$ = {tau:g}" for tau in taus if 0.1 <= tau <= 1)
                + " (t over problems, in logs)",
         control="",
-        verdict="does not hold" if above or worse else "holds" if matched_smaller else "holds in part",
+        verdict="does not hold" if above
+        else f"does not hold for every group: {worse} of {len(cells)} cells are against it, by at most {most:.0%}; it "
+             "holds for the exact step" if worse
+        else "holds" if matched_smaller else "holds in part",
         table=table,
+        note=r"With exact expectations there is no exception, and the restraint is more than a shorter step: also at "
+             r"the same gain in expected reward PMD-mean's largest ratio is the smaller one. The exceptions are groups "
+             r"of 4 and 16 at $\tau$ = 1 with rare winners, where both steps are short. The rule asked for none.",
         numbers=dict(same={str(t): v for t, v in same.items()}, equal={str(t): v for t, v in equal.items()},
                      above=above, cells=cells),
         curves=dict(ps=ps_drawn, steps={str(tau): [one_step(p, tau)[:2] for p in ps_drawn] for tau in (0.1, 0.3, 1.0)}),
@@ -911,8 +919,8 @@ def claim_convergence(problems=20, taus=(0.1, 0.3), ps=(0.001, 0.01, 0.1, 0.3, 0
                rf"responses with random rewards, $\tau$ = {', '.join(f'{t:g}' for t in taus)}, and rewards 1 and 0 "
                rf"with $p$ = {ps[0]:g} to {ps[-1]:g} at the start, $\tau$ = {', '.join(f'{t:g}' for t in binary_taus)}",
         figure=f"(a) the gap {'falls in every round' if falls else 'does not fall in every round'} and "
-               f"{'all' if there else 'not all'} of the {len(runs)} sequences get there. (b) PMD-mean needs "
-               f"{'never fewer' if never_fewer else 'sometimes fewer'} rounds: it loses "
+               f"{'all' if there else 'not all'} of the {len(runs)} sequences get there. (b) PMD-mean "
+               f"{'never needs' if never_fewer else 'sometimes needs'} fewer rounds: it loses "
                + ", ".join(rf"{interval(e[:3], 2)} rounds at $\tau$ = {tau:g}" for tau, e in extra.items())
                + " (random rewards, t over problems). (c) It loses "
                + ", ".join(rf"{lost[tau, ps[0]]} against {lost[tau, ps[-1]]} at $\tau$ = {tau:g}"
@@ -922,8 +930,10 @@ def claim_convergence(problems=20, taus=(0.1, 0.3), ps=(0.001, 0.01, 0.1, 0.3, 0
         control="",
         verdict="does not hold" if not (falls and there)
         else "holds" if never_fewer and more_when_rare and rate < 0.01 else "holds in part",
-        note=r"For rewards 1 and 0 PMD-part adds $1/\tau$ to the log-odds in every round. Near the optimum so does "
-             r"PMD-mean: there $\lambda$ tends to 0 and the gap is multiplied by $e^{-1/\tau}$ (derived).",
+        note=r"Whole rounds are a coarse measure, and at $\tau$ = 1, where the two steps nearly agree, no round is "
+             r"lost from $p$ = 0.001. That is why (c) fails. For rewards 1 and 0 PMD-part adds $1/\tau$ to the "
+             r"log-odds in every round. Near the optimum so does PMD-mean: there $\lambda$ tends to 0 and the gap is "
+             r"multiplied by $e^{-1/\tau}$ (derived).",
         table=table,
         numbers=dict(extra={str(t): e for t, e in extra.items()}, rate=rate,
                      lost={f"{tau:g} {p:g}": n for (tau, p), n in lost.items()}),
@@ -981,8 +991,7 @@ def claim_styles_differ(problems=20, steps=(0.0, 0.03, 0.1, 0.3, 1.0)):
                                           for step in steps) + " |" for name, row in rows.items()]
     table += ["| share of responses clipped | " + " | ".join(interval(clipped[step], 2) for step in steps) + " |"]
     return dict(
-        claim="The two RPG styles part with Algorithm 1 as printed once something is clipped, without the "
-              "stop-gradient, and with a clamped weight",
+        claim="The two RPG styles are no longer equal if a gradient leaks or the clip is written otherwise",
         source="the equality is 2505.17508's Prop. 4.1 (claim 6), the algorithms are in Sec. 3.3 and 4.1; where it "
                "fails is derived",
         tested=rf"relative difference of expected gradients by enumeration, URKL, $\beta$ = 0.3, {problems} random "
@@ -1010,9 +1019,9 @@ def claim_kl_target(seeds=24, steps=384, betas=(0.1, 1.0), targets=(0.001, 0.01,
     cells = []
     for beta in betas:
         for target in targets:
-            runs = {"target": train(clipped_urkl, seeds, steps, beta=beta, reference=math.inf, ref_kl=target,
+            runs = {"triggered": train(clipped_urkl, seeds, steps, beta=beta, reference=math.inf, ref_kl=target,
                                     progress=progress)}
-            counts = runs["target"]["updates"].sum(dim=0).double()  # [S]
+            counts = runs["triggered"]["updates"].sum(dim=0).double()  # [S]
             every = max(1, round(steps / (counts.mean().item() + 1)))
             runs["interval"] = train(clipped_urkl, seeds, steps, beta=beta, reference=every, progress=progress)
             cell = dict(beta=beta, target=target, every=every, updates=mean_interval(counts),
@@ -1020,8 +1029,9 @@ def claim_kl_target(seeds=24, steps=384, betas=(0.1, 1.0), targets=(0.001, 0.01,
             for name, run in runs.items():
                 cell[name] = dict(final=mean_interval(run["reward"][-1]), curve=run["reward"].mean(dim=1).tolist(),
                                   updated=run["updates"].double().mean(dim=1).tolist())
-            cell["difference"] = mean_interval(runs["target"]["reward"][-1] - runs["interval"]["reward"][-1])
-            cell["area difference"] = mean_interval((runs["target"]["reward"] - runs["interval"]["reward"]).mean(dim=0))
+            cell["difference"] = mean_interval(runs["triggered"]["reward"][-1] - runs["interval"]["reward"][-1])
+            cell["area difference"] = mean_interval(
+                (runs["triggered"]["reward"] - runs["interval"]["reward"]).mean(dim=0))
             cells.append(cell)
     counted = [cell for cell in cells if cell["updates"][0]]
     better = [cell["difference"][1] > 0 for cell in counted]
@@ -1029,7 +1039,8 @@ def claim_kl_target(seeds=24, steps=384, betas=(0.1, 1.0), targets=(0.001, 0.01,
     table = [r"| $\beta$ | KL target, nats per token | updates | interval, steps | updates | final reward, target | "
              "interval | target - interval, paired | the same of the mean over steps |", "|" + " --- |" * 9]
     table += [f"| {c['beta']:g} | {c['target']:g} | {interval(c['updates'], 1)} | {c['every']} | "
-              f"{c['interval_updates']:.0f} | {interval(c['target']['final'])} | {interval(c['interval']['final'])} | "
+              f"{c['interval_updates']:.0f} | {interval(c['triggered']['final'])} | "
+              f"{interval(c['interval']['final'])} | "
               f"{interval(c['difference'])} | {interval(c['area difference'])} |" for c in cells]
     return dict(
         claim="A KL target is a better trigger of reference updates than a fixed interval",
@@ -1037,8 +1048,8 @@ def claim_kl_target(seeds=24, steps=384, betas=(0.1, 1.0), targets=(0.001, 0.01,
                "paper's claim",
         tested=f"trained {seeds} small worlds for {steps} steps with RPG-Style Clip, URKL, 4 steps on the same "
                "samples, learning rate 0.03. The reference becomes the policy when a moving average of the KL per "
-               "token passes a target, as `--ref-update-kl` of train.py does it; or every so many steps, for as many updates "
-               "on average",
+               "token passes a target, as `--ref-update-kl` of train.py does it; or every so many steps, for as many "
+               "updates on average",
         figure="final reward target - interval, paired, t over seeds: "
                + "; ".join(rf"{interval(c['difference'])} at $\beta$ = {c['beta']:g}, target {c['target']:g}"
                            for c in counted),
@@ -1192,11 +1203,12 @@ def draw(results, folder):
     figure, (left, right) = plt.subplots(1, 2, figsize=(13, 4.8), layout="constrained")
     runs = results[10]["curves"]["binary"]
     taus, ps = sorted({run["tau"] for run in runs}), sorted({run["p"] for run in runs})
+    middle = taus[len(taus) // 2]
     for p, color in zip((ps[0], ps[1], ps[-1]), (red, orange, blue)):
-        run = next(run for run in runs if (run["tau"], run["p"]) == (taus[0], p))
+        run = next(run for run in runs if (run["tau"], run["p"]) == (middle, p))
         left.plot(run["part"], "s--", color=color, markersize=5, label=f"PMD-part, $p$ = {p:g}")
         left.plot(run["mean"], "o-", color=color, markersize=5, label=f"PMD-mean, $p$ = {p:g}")
-    left.set(title=rf"Rewards 1 and 0, $\tau$ = {taus[0]:g}", yscale="log", xlabel="round",
+    left.set(title=rf"Rewards 1 and 0, $\tau$ = {middle:g}", yscale="log", xlabel="round",
              ylabel="gap to the best expected reward")
     left.xaxis.get_major_locator().set_params(integer=True)
     left.legend(fontsize=9)
@@ -1228,10 +1240,10 @@ def draw(results, folder):
     figure, panels = plt.subplots(1, len(betas), figsize=(13, 4.8), layout="constrained", squeeze=False, sharey=True)
     for axes, beta in zip(panels[0], betas):
         for cell, color in zip([c for c in cells if c["beta"] == beta], (blue, orange, green)):
-            for name, line in (("target", "-"), ("interval", "--")):
-                what = f"KL target {cell['target']:g}" if name == "target" else f"every {cell['every']} steps"
+            for name, line in (("triggered", "-"), ("interval", "--")):
+                what = f"KL target {cell['target']:g}" if name == "triggered" else f"every {cell['every']} steps"
                 axes.plot(cell[name]["curve"], line, color=color, label=f"{what}, updates: "
-                          f"{cell['updates'][0] if name == 'target' else cell['interval_updates']:.0f}")
+                          f"{cell['updates'][0] if name == 'triggered' else cell['interval_updates']:.0f}")
         axes.set(title=rf"$\beta$ = {beta:g}", xlabel="optimizer step", ylim=(0, 1))
         axes.legend(fontsize=9, loc="lower right" if beta < 1 else "upper left")
     panels[0, 0].set_ylabel("expected reward, mean of runs")
@@ -1247,7 +1259,8 @@ def page(results, pictures):
     lines += [f"| {i} | {r['claim']} | **{r['verdict']}** |" for i, r in enumerate(results, 1)]
     for i, r in enumerate(results, 1):
         lines += ["", f"## {i}. {r['claim']}", "", f"**{r['verdict'][0].upper()}{r['verdict'][1:]}.**", ""]
-        lines += [f"- In a formula: {r['formula']}."] * ("formula" in r)
+        if "formula" in r:
+            lines += [f"- In a formula: {r['formula']}."]
         lines += [f"- Source: {r['source']}.", f"- Tested: {r['tested']}.", f"- Figure: {r['figure']}."]
         lines += [f"- Control: {r['control']}."] * bool(r["control"])
         if "note" in r:
@@ -1286,7 +1299,7 @@ def main(argv=None):
         else:
             results.append(claim())
         result = results[-1]
-        print(plain(f"{number}. {result['claim']}\n   {result['verdict'].upper()}\n   {result['figure']}\n"),
+        print(plain(f"{number}. {result['claim']}\n   {result['verdict']}\n   {result['figure']}\n"),
               flush=True)
     (out / "claims.json").write_text(json.dumps(results, indent=1) + "\n")
     text = page(results, draw(results, out))
