@@ -253,7 +253,7 @@ def claim_conservative(problems=20, taus=(0.01, 0.1, 0.3, 1.0, 10.0), points=40)
                "PMD-mean's step is never the longer; (b) the smaller $p$, the smaller the share of PMD-part's gain "
                "that it makes",
         figure="(a) largest excess of PMD-mean's gain "
-               f"{max(excess, 0):.0e}; with other rewards {above} of {total} steps are longer. (b) the share falls "
+               f"{max(excess, 0):.0g}; with other rewards {above} of {total} steps are longer. (b) the share falls "
                "with $p$ down to $p$ = " + ", ".join(rf"{turning[tau]:.0e} ($\tau$ = {tau:g})" for tau in taus)
                + "; below that it rises again (exact). The table has examples",
         control=rf"at $\tau$ = 10 the share is at least {lowest[10.0]:.3f}: the two steps agree, as they should",
@@ -375,7 +375,7 @@ def claim_k3(problems=200):
             controls[name].append((((log_p.exp() * estimator(log_p, log_q)).sum() - exact) / exact).abs().item())
     medians = {name: torch.tensor(values).median().item() for name, values in controls.items()}
     return dict(
-        claim="k3 is the unnormalised KL in expectation",
+        claim="$k_3$ is the unnormalised KL in expectation",
         formula=r"$E_p[k_3] = \mathrm{UKL}(p \Vert q)$",
         source="2505.17508, Remark 3.5, App. D",
         tested=rf"$\sum p k_3$ against UKL by definition, {problems} random pairs of policies of 15 responses, each "
@@ -750,7 +750,8 @@ def claim_reference(seeds=24, steps=384, betas=(1e-4, 1e-2, 1e-1, 1.0), every=64
     helped = [cell["difference"][1] > 0 for cell in cells]
     table = []
     for title, key, digits in (("Final reward", "final", 3),
-                               (r"$\mathrm{KL}(\pi_{final} \Vert \pi_{initial})$, nats per response", "moved", 2)):
+                               (r"How far the policy moved, $\mathrm{KL}(\pi_{final} \Vert \pi_{initial})$, in nats per response",
+                                "moved", 2)):
         table += ["", f"**{title}**", "", r"| $\beta$ | fixed reference | updated | sampler |", "|" + " --- |" * 4]
         table += [f"| {cell['beta']:g} | " + " | ".join(interval(cell[name][key], digits) for name in (
             "fixed", "updated", "sampler")) + " |" for cell in cells]
@@ -852,8 +853,8 @@ def claim_large_ratios(problems=20, taus=(0.01, 0.1, 0.3, 1.0, 10.0), ps=(0.02, 
                + " (t over problems, in logs)",
         control="",
         verdict="does not hold" if above
-        else f"does not hold for every group: {worse} of {len(cells)} cells are against it, by at most {most:.0%}; it "
-             "holds for the exact step" if worse
+        else f"does not hold for every group: {worse} of {len(cells)} cells are against it, by at most {100 * most:.1f} %; "
+             "it holds for the exact step" if worse
         else "holds" if matched_smaller else "holds in part",
         table=table,
         note=r"With exact expectations there is no exception, and the restraint is more than a shorter step: also at "
@@ -1156,10 +1157,9 @@ def draw(results, folder):
         # The two clips lie on each other: a wide line under a thin one.
         for name, color, width, label in (("plain", orange, 1.5, "no clip"), ("ppo", "black", 1.2, "PPO-clip"),
                                           ("clip", "lightskyblue", 5, "RPG-Style Clip")):
-            bars(top, stales, [cell[name]["drawdown"] for cell in chosen], color=color, linewidth=width, zorder=8 - width,
-                 label=label)
-            bottom.plot(chosen[-1][name]["curve"], color=color, linewidth=width, zorder=8 - width,
-                 label=label)
+            bars(top, stales, [cell[name]["drawdown"] for cell in chosen], color=color, linewidth=width,
+                 zorder=8 - width, label=label)
+            bottom.plot(chosen[-1][name]["curve"], color=color, linewidth=width, zorder=8 - width, label=label)
         top.axhline(0.1, color="gray", linestyle=":", label="stable: at most 0.1")
         top.set(title=f"learning rate {lr:g}", xlabel="optimizer steps on the same samples", xscale="log",
                 ylabel="drawdown of expected reward")
