@@ -750,8 +750,8 @@ def claim_reference(seeds=24, steps=384, betas=(1e-4, 1e-2, 1e-1, 1.0), every=64
     helped = [cell["difference"][1] > 0 for cell in cells]
     table = []
     for title, key, digits in (("Final reward", "final", 3),
-                               (r"How far the policy moved, $\mathrm{KL}(\pi_{final} \Vert \pi_{initial})$, in nats per response",
-                                "moved", 2)):
+                               (r"How far the policy moved, $\mathrm{KL}(\pi_{final} \Vert \pi_{initial})$, in nats "
+                                "per response", "moved", 2)):
         table += ["", f"**{title}**", "", r"| $\beta$ | fixed reference | updated | sampler |", "|" + " --- |" * 4]
         table += [f"| {cell['beta']:g} | " + " | ".join(interval(cell[name][key], digits) for name in (
             "fixed", "updated", "sampler")) + " |" for cell in cells]
@@ -853,8 +853,8 @@ def claim_large_ratios(problems=20, taus=(0.01, 0.1, 0.3, 1.0, 10.0), ps=(0.02, 
                + " (t over problems, in logs)",
         control="",
         verdict="does not hold" if above
-        else f"does not hold for every group: {worse} of {len(cells)} cells are against it, by at most {100 * most:.1f} %; "
-             "it holds for the exact step" if worse
+        else f"does not hold for every group: {worse} of {len(cells)} cells are against it, by at most "
+             f"{100 * most:.1f} %; it holds for the exact step" if worse
         else "holds" if matched_smaller else "holds in part",
         table=table,
         note=r"With exact expectations there is no exception, and the restraint is more than a shorter step: also at "
