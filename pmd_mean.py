@@ -261,7 +261,7 @@ def main(argv=None):
     errors.axvline(16, color="gray", linestyle=":", label="G = 16, as in the papers")
     errors.set_xscale("log", base=2)
     errors.set_xticks([2, 4, 8, 16, 32, 64, 128], labels=[2, 4, 8, 16, 32, 64, 128])
-    errors.set(title="A few responses tell the mean, not log Z", xlabel="responses per prompt G",
+    errors.set(title="The mean needs fewer responses than log Z", xlabel="responses per prompt G",
                ylabel="RMS error of the baseline  [units of reward]", ylim=(0, 1))
     for axes in (steps, lams):
         axes.set(xlabel="success probability p before the step", xscale="log")
