@@ -211,7 +211,7 @@ def test_dropout_is_off(tmp_path, tokenizer):
 @pytest.mark.slow
 def test_a_short_run_learns(tmp_path):
     rows = run("--preset", "tiny", "--device", "cpu",
-               "--steps", 5, "--eval-every", 5, "--eval-size", 128, "--save-every", 0, "--out",
+               "--steps", 4, "--eval-every", 4, "--eval-size", 128, "--save-every", 0, "--out",
                tmp_path / "run", quick=False)
     first, last = rows[0]["eval_accuracy"], rows[-1]["eval_accuracy"]
     assert 0.2 <= first <= 0.5
