@@ -425,9 +425,9 @@ def collapse_table(runs):
 
 # --- tables and pictures ---
 
-COLORS = {  # a family has a colour: PMD blue, RPG green, GRPO and kin red, neither black
-    "pmd_mean": "#08519c", "pmd_part": "#3182bd", "pmd_k25": "#6baed6", "rpg_urkl": "#74c476",
-    "rpg_clip_urkl": "#41ab5d", "rpg_reinforce_clip_urkl": "#006d2c", "grpo": "#cb181d", "dapo": "#fb6a4a",
+COLORS = {  # a family has a colour: PMD green, RPG blue, GRPO and kin red, neither black
+    "pmd_mean": "#006d2c", "pmd_part": "#41ab5d", "pmd_k25": "#a1d99b", "rpg_urkl": "#6baed6",
+    "rpg_clip_urkl": "#3182bd", "rpg_reinforce_clip_urkl": "#08519c", "grpo": "#cb181d", "dapo": "#fb6a4a",
     "gspo": "#fc9272", "rloo": "#000000",
 }
 MARKERS = dict(zip(COLORS, "osD^v<>sDX"))
@@ -515,7 +515,7 @@ def draw(runs, folder, lines=None):
                 own = [s for s in found if s["line"] == f"{name}, {kind}"]
                 axis.errorbar([s["x"] for s in own], [s["final"] for s in own],
                               [[s["final"] - s["low"] for s in own], [s["high"] - s["final"] for s in own]],
-                              color={"pmd_mean": "#08519c", "pmd_part": "#fd8d3c"}[name], marker=MARKERS[name],
+                              color={"pmd_mean": "#006d2c", "pmd_part": "#fd8d3c"}[name], marker=MARKERS[name],
                               capsize=3, label=name)
             axis.set(xscale="log", xticks=GROUP_SIZES, xticklabels=GROUP_SIZES, ylim=(0, 1), title=title,
                      xlabel="responses per prompt, G")

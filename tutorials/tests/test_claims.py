@@ -30,6 +30,7 @@ SMALL = {
     "convergence": lambda: claims.claim_convergence(problems=2, taus=(0.1,), ps=(0.001, 0.5), binary_taus=(0.3,)),
     "styles_differ": lambda: claims.claim_styles_differ(problems=12, steps=(0.0, 1.0)),
     "kl_target": lambda: claims.claim_kl_target(seeds=3, steps=16, betas=(1.0,), targets=(1e-5, 1e5)),
+    "stale_data": claims.claim_stale_data,
 }
 
 
