@@ -1,4 +1,4 @@
-r"""What sampling and updating cost, in one run: `python studies/throughput.py --out studies/results/benchmarks`.
+r"""What sampling and updating cost, in one run: `python benchmarks/throughput.py --out benchmarks/results`.
 
 1. Sampling 32 prompts x 8 responses of the embedded model, against transformers' `generate` on the same prompts. Both
    run in float32 and in bfloat16, taking turns. The ratio compares the faster precision of each.
