@@ -106,8 +106,8 @@ class Settings:
     dtype: str = setting("auto", "precision of the decoder's matrix products; weights, head and losses stay float32. "
                          "auto: bfloat16 on a CUDA device that has it, else float32. On a CPU that multiplies bfloat16 "
                          "in hardware (AVX512-BF16, AMX) bfloat16 may be faster for a model of 0.5B; for the embedded "
-                         "model it is not",
-                         choices=("auto", "float32", "bfloat16"))
+                         "model it is not. float16, with a scaled loss, is for GPUs without bfloat16 (T4, V100)",
+                         choices=("auto", "float32", "bfloat16", "float16"))
     micro_batch_size: int = setting(None, "at most so many responses per forward pass; gradients add up to the "
                                     "minibatch's")
     tokens_per_microbatch: int = setting(None, "at most so many tokens per forward pass, padding included, the prompt "
@@ -115,7 +115,7 @@ class Settings:
     gradient_checkpointing: bool = setting(False, "compute activations again in backward: less memory, a third more "
                                            "time")
     old_log_probs: str = setting("auto", "log-probs of the policy that sampled: the sampler's own, or recomputed by "
-                                 "one more pass over the responses; auto: recomputed in bfloat16, else the sampler's",
+                                 "one more pass over the responses; auto: recomputed in 16 bits, else the sampler's",
                                  choices=("auto", "sampler", "recomputed"))
     decode: str = setting("eager", "eager: responses that have ended leave the batch; static: a cache of fixed shape; "
                           "compiled: the same through torch.compile, with prompts padded to a multiple of 64 and CUDA "
