@@ -80,8 +80,8 @@ def train(settings):
                 run.mismatch = ((rollout.log_probs - of_sampler).abs().sum() / rollout.response_mask.sum()).item()
             if reference:
                 rollout.ref_log_probs = log_probs_of(reference, rollout, settings)  # [N', T]
-            rollout.advantages = objective.advantages(  # [N'] or [N', T]
-                rewards[trained_on].to(policy.device), rollout, settings)
+            rollout.advantages = objective.advantages(  # [N'] or [N', T], on the host, which has float64
+                rewards[trained_on], rollout.to("cpu"), settings).to(policy.device)
 
             for minibatch in minibatches(rollout, settings, step):  # [minibatch_size]
                 optimizer.zero_grad(set_to_none=True)

@@ -40,6 +40,8 @@ class Update:
             self.kl_ref += k3(log_probs, part.ref_log_probs).sum().item()
 
     def sum_over_processes(self, device):
+        if parallel.world() == 1:
+            return
         sums = torch.tensor([self.loss, self.kl, self.kl_ref, self.mismatch], dtype=torch.float64, device=device)
         self.loss, self.kl, self.kl_ref, self.mismatch = parallel.total(sums).tolist()
 

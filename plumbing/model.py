@@ -5,19 +5,28 @@ from pathlib import Path
 
 import torch
 
+from plumbing import parallel
 from plumbing.settings import fail
 from rollout import check_model
 
 
 def device_of(settings):
-    r"""The device of this process. `auto` and `cuda` give each process of a machine its own CUDA device."""
+    r"""The device of this process. `auto` and `cuda` give each process of a machine its own CUDA device.
+
+    `auto` takes Apple's MPS for the gsm8k preset only, and not for several processes, which share nothing there.
+    """
     local = int(os.environ.get("LOCAL_RANK", 0))  # of torchrun: this process's number on its machine
     if settings.device == "auto":
-        return torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
+        if torch.cuda.is_available():
+            return torch.device("cuda", local)
+        large = settings.preset == "gsm8k" and parallel.world() == 1
+        return torch.device("mps" if large and torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.empty(0, device=settings.device).device
     except (RuntimeError, AssertionError) as error:
         fail(f"--device {settings.device} cannot be used here: {str(error).strip().splitlines()[0][:200]}")
+    if device.type == "mps" and parallel.world() > 1:
+        fail("--device mps is for one process: start train.py without torchrun, or give --device cpu")
     return torch.device("cuda", local) if settings.device == "cuda" else device
 
 

@@ -102,7 +102,8 @@ class Settings:
     eval_every: int = setting(None, "steps between evaluations; 0: never evaluate")
     save_every: int = setting(None, "steps between checkpoints, with one more at the end; 0: none")
 
-    device: str = setting("auto", "cpu, cuda, cuda:1, ...; auto: cuda where there is a device", group="hardware")
+    device: str = setting("auto", "cpu, cuda, cuda:1, mps, ...; auto: cuda where there is a device, else mps for "
+                          "the gsm8k preset", group="hardware")
     dtype: str = setting("auto", "precision of the decoder's matrix products; weights, head and losses stay float32. "
                          "auto: bfloat16 on a CUDA device that has it, else float32. On a CPU that multiplies bfloat16 "
                          "in hardware (AVX512-BF16, AMX) bfloat16 may be faster for a model of 0.5B; for the embedded "
