@@ -45,7 +45,7 @@ from aggregation import aggregate
 from gsm8k import format_prompt
 from objectives import OBJECTIVES
 from plumbing import metrics, parallel
-from plumbing.batches import log_probs_of, microbatches
+from plumbing.batches import halving, log_probs_of, microbatches
 from plumbing.model import autocast, device_of, recomputes_old_log_probs
 from plumbing.run import Interrupt, Run, show
 from plumbing.settings import fail, parse_settings
@@ -98,6 +98,7 @@ def train(settings):
     return run.rows
 
 
+@halving  # where memory was not enough, with --micro-batch-size auto
 def backward(policy, objective, rollout, minibatch, settings, scaler=UNSCALED):
     r"""Adds to .grad the gradient of the objective's loss over the responses `minibatch`; returns metrics.Update.
 

@@ -44,6 +44,10 @@ def setting(default, meaning, **kwargs):
     return dataclasses.field(default=default, metadata={"help": meaning, **kwargs})
 
 
+def number_or_auto(text):
+    return text if text == "auto" else int(text)
+
+
 @dataclass
 class Settings:
     r"""Every setting of a run. Each is a flag; --help has them in this order. None: the preset or objective decides."""
@@ -110,7 +114,8 @@ class Settings:
                          "model it is not. float16, with a scaled loss, is for GPUs without bfloat16 (T4, V100)",
                          choices=("auto", "float32", "bfloat16", "float16"))
     micro_batch_size: int = setting(None, "at most so many responses per forward pass; gradients add up to the "
-                                    "minibatch's")
+                                    "minibatch's. auto: as many as --tokens-per-microbatch allows, which is halved "
+                                    "when a GPU's memory is not enough", parse=number_or_auto)
     tokens_per_microbatch: int = setting(None, "at most so many tokens per forward pass, padding included, the prompt "
                                          "of a group counted once; this bounds the memory of an update")
     gradient_checkpointing: bool = setting(False, "compute activations again in backward: less memory, a third more "
@@ -184,7 +189,7 @@ def parse_settings(arguments=None):
             if field.type is bool:
                 section.add_argument(flag, action="store_true", default=None, help=meaning)
             else:
-                section.add_argument(flag, type=field.type, choices=choices, help=meaning,
+                section.add_argument(flag, type=field.metadata.get("parse", field.type), choices=choices, help=meaning,
                                      metavar="NAME" if field.name == "objective" else None if choices
                                      else field.name.split("_")[-1].upper())
     given = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
@@ -244,7 +249,7 @@ def check(settings):
     r"""Exits with status 2 and one line where a setting cannot work."""
     for field in dataclasses.fields(Settings):
         value, flag = getattr(settings, field.name), f"--{field.name.replace('_', '-')}"
-        if value is None or field.type not in (int, float) or field.name == "seed":
+        if value in (None, "auto") or field.type not in (int, float) or field.name == "seed":
             continue
         if field.name in ("tau", "lr", "temperature"):
             if not 0 < value < math.inf:
