@@ -38,6 +38,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, StaticLa
 from scoring import has_plain_head, head_logits, positions, token_log_probs
 
 PREFILL_TOKENS = 4096  # prompt tokens in one forward pass, padding included
+WITHOUT_FLOAT64 = ("mps",)  # kinds of device
 COMPILED_MULTIPLE = 64  # compiled decoding pads prompts to a multiple of this: each new length is compiled again
 
 
@@ -149,14 +150,26 @@ def uniforms(prompts, group_size, max_new_tokens, seed):
     return torch.stack(rows)  # [N, T]
 
 
+def for_draws(uniform, device):
+    r"""Uniform numbers [N, T] float64, moved to the device: as they are, or in whole 2^-40 where it has no float64."""
+    return ((uniform * 2**40).long() if device.type in WITHOUT_FLOAT64 else uniform).to(device)
+
+
 def inverse_cdf(log_probs, uniform):
     r"""Draws token v with probability p_v: the first v whose cumulative probability exceeds `uniform` [N]: [N].
 
     Example: p = (0.2, 0.5, 0.3) has cumulative (0.2, 0.7, 1.0); u = 0.1 draws 0, u = 0.2 draws 1, u = 0.95 draws 2.
+    uniform is float64, or int64 in units of 2^-40 (see `for_draws`); sums of whole numbers are as exact. In float32 the
+    sum of a large vocabulary is not.
     """
-    cumulative = log_probs.exp().cumsum(dim=-1, dtype=torch.float64)  # [N, V]
     # Times the total, which rounding leaves a little off 1. A token of probability 0 is never drawn.
-    threshold = uniform[:, None] * cumulative[:, -1:]  # [N, 1]
+    if uniform.is_floating_point():
+        cumulative = log_probs.exp().cumsum(dim=-1, dtype=torch.float64)  # [N, V]
+        threshold = uniform[:, None] * cumulative[:, -1:]  # [N, 1]
+    else:
+        cumulative = (log_probs.exp() * 2**40).long().cumsum(dim=-1)  # [N, V]
+        high, low = uniform[:, None] >> 20, uniform[:, None] & 2**20 - 1  # [N, 1]: one product would need 80 bits
+        threshold = (cumulative[:, -1:] * high + (cumulative[:, -1:] * low >> 20)) >> 20  # [N, 1]
     return torch.searchsorted(cumulative, threshold, right=True).squeeze(1).clamp(max=log_probs.shape[1] - 1)  # [N]
 
 
@@ -295,7 +308,7 @@ def sample_rollouts(
     eos = torch.tensor(eos_token_ids(model, tokenizer), device=device)
     if not greedy:
         uniform = uniforms(prompts, group_size, max_new_tokens, seed) if uniform is None else uniform
-        uniform = uniform.to(device)  # [N, T]
+        uniform = for_draws(uniform, device)  # [N, T]
     tokens = torch.full((n, max_new_tokens), pad, device=device)  # [N, T]
     log_probs = torch.zeros(n, max_new_tokens, device=device)  # [N, T]
     ended = torch.zeros(n, dtype=torch.bool, device=device)  # [N]

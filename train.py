@@ -23,7 +23,8 @@ three minutes. `gsm8k` trains Qwen2.5-0.5B-Instruct on GSM8K and needs a GPU and
 its authors. Every setting has a flag: `python train.py --help`.
 
 Precision. Every CPU computes in float32, so a run is the same on each to rounding. A CUDA device that has bfloat16 uses
-it by autocast, and so does `--dtype bfloat16`; weights, head and losses stay float32.
+it by autocast, and so does `--dtype bfloat16`; weights, head and losses stay float32. `--dtype float16` is for GPUs
+without bfloat16; it scales the loss.
 
 What a run writes in its folder
     config.json          the settings, in full
@@ -45,7 +46,7 @@ from gsm8k import format_prompt
 from importance import sequence_weights, token_weights, weighted
 from objectives import OBJECTIVES
 from plumbing import metrics, parallel
-from plumbing.batches import log_probs_of, microbatches
+from plumbing.batches import halving, log_probs_of, microbatches
 from plumbing.model import autocast, device_of, recomputes_old_log_probs
 from plumbing.run import Interrupt, Run, show
 from plumbing.settings import fail, parse_settings
@@ -55,6 +56,7 @@ from rollout import concatenate, sample_rollouts, seeded
 from scoring import token_log_probs
 
 MAX_GRAD_NORM = 1.0  # longer gradients are scaled down to it, as in RPG's paper
+UNSCALED = torch.amp.GradScaler(enabled=False)  # does nothing; in float16, run.scaler keeps small gradients from 0
 
 
 def train(settings):
@@ -80,13 +82,13 @@ def train(settings):
                 run.mismatch = mismatch.item()
             if reference:
                 rollout.ref_log_probs = log_probs_of(reference, rollout, settings)  # [N', T]
-            rollout.advantages = objective.advantages(  # [N'] or [N', T]
-                rewards[trained_on].to(policy.device), rollout, settings)
+            rollout.advantages = objective.advantages(  # [N'] or [N', T], on the host, which has float64
+                rewards[trained_on], rollout.to("cpu"), settings).to(policy.device)
 
             for minibatch in minibatches(rollout, settings, step):  # [minibatch_size]
                 optimizer.zero_grad(set_to_none=True)
-                update = backward(policy, objective, rollout, minibatch, settings)
-                optimizer_step(policy, optimizer, update, settings, run.optimizer_steps)
+                update = backward(policy, objective, rollout, minibatch, settings, run.scaler)
+                optimizer_step(policy, optimizer, update, settings, run.optimizer_steps, run.scaler)
                 run.optimizer_steps += 1
                 run.after(update, step)
                 if reference and run.reference_is_due():
@@ -98,7 +100,8 @@ def train(settings):
     return run.rows
 
 
-def backward(policy, objective, rollout, minibatch, settings):
+@halving  # where memory was not enough, with --micro-batch-size auto
+def backward(policy, objective, rollout, minibatch, settings, scaler=UNSCALED):
     r"""Adds to .grad the gradient of the objective's loss over the responses `minibatch`; returns metrics.Update.
 
     Each microbatch adds its share of ONE sum, divided by the counts of the whole minibatch. So cutting the minibatch,
@@ -118,22 +121,25 @@ def backward(policy, objective, rollout, minibatch, settings):
         # settings.aggregate is the objective's own, unless --aggregate was given.
         loss = aggregate(losses, part.response_mask, settings.aggregate, num_responses=len(minibatch),
                          num_tokens=num_tokens, max_new_tokens=settings.max_new_tokens)
-        loss.backward()
+        scaler.scale(loss).backward()
         update.add(loss, log_probs, part)
     return update
 
 
-def optimizer_step(policy, optimizer, update, settings, steps_before):
+def optimizer_step(policy, optimizer, update, settings, steps_before, scaler=UNSCALED):
     r"""One AdamW step on the clipped gradient; no step, and update.skipped, where loss or gradient is not finite."""
     parallel.sum_gradients(policy)
+    scaler.unscale_(optimizer)
     update.sum_over_processes(policy.device)
     update.grad_norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), MAX_GRAD_NORM).item()
     update.skipped = not (math.isfinite(update.loss) and math.isfinite(update.grad_norm))
-    if update.skipped:
-        return
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate(settings, steps_before)
-    optimizer.step()
+    if not update.skipped:
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(settings, steps_before)
+        scaler.step(optimizer)
+    scale = scaler.get_scale()
+    scaler.update()  # a smaller scale, where the scaled gradient was not finite
+    update.overflowed = update.skipped and math.isfinite(update.loss) and scale > max(1, scaler.get_scale())
 
 
 def learning_rate(settings, steps_before):

@@ -92,7 +92,7 @@ def main(arguments):
         rollout.ref_log_probs = log_probs_of(reference, rollout, settings)  # [N, T]
         say("rollout.ref_log_probs", rollout.ref_log_probs, "log pi_ref of the same tokens, the frozen initial model",
             first)
-    rollout.advantages = objective.advantages(rewards.to(policy.device), rollout, settings)  # [N] or [N, T]
+    rollout.advantages = objective.advantages(rewards, rollout.to("cpu"), settings).to(policy.device)  # [N] or [N, T]
     say("rollout.advantages", rollout.advantages, "of a response, or of each token where the objective has it so",
         first)
 

@@ -12,8 +12,8 @@ import torch
 from kl_estimators import k3
 from plumbing import parallel
 
-NAMES = ("step", "reward_mean", "eval_accuracy", "loss", "grad_norm", "skipped_updates", "kl_to_old",
-         "kl_to_reference", "sampler_mismatch", "entropy", "response_length", "truncated_fraction",
+NAMES = ("step", "reward_mean", "eval_accuracy", "loss", "grad_norm", "skipped_updates", "overflowed_updates",
+         "kl_to_old", "kl_to_reference", "sampler_mismatch", "entropy", "response_length", "truncated_fraction",
          "zero_variance_fraction", "seconds_rollout", "seconds_update", "tokens_per_second")
 
 
@@ -28,6 +28,7 @@ class Update:
         self.mismatch = 0.0  # |log pi_old of the sampler - log pi of the trainer|
         self.grad_norm = 0.0  # Euclidean, before clipping
         self.skipped = False  # True: loss or gradient was not finite, and the weights were left alone
+        self.overflowed = False  # True: skipped, but only the scaled gradient was not finite (float16)
 
     @torch.no_grad()
     def add(self, loss, log_probs, part):
@@ -39,6 +40,8 @@ class Update:
             self.kl_ref += k3(log_probs, part.ref_log_probs).sum().item()
 
     def sum_over_processes(self, device):
+        if parallel.world() == 1:
+            return
         sums = torch.tensor([self.loss, self.kl, self.kl_ref, self.mismatch], dtype=torch.float64, device=device)
         self.loss, self.kl, self.kl_ref, self.mismatch = parallel.total(sums).tolist()
 
@@ -65,7 +68,10 @@ def row(step, sampled, rewards, updates, group_size, mismatch, has_reference, ac
         loss=sum(update.loss for update in taken) / len(taken) if taken else None,
         grad_norm=sum(update.grad_norm for update in taken) / len(taken) if taken else None,
         # optimizer steps left out because their loss or gradient was not finite
-        skipped_updates=len(updates) - len(taken),
+        skipped_updates=sum(update.skipped and not update.overflowed for update in updates),
+        # optimizer steps left out because the gradient did not fit into float16 times the loss's factor, which was
+        # then halved. Some are normal, mostly at the start; always 0 in other precisions
+        overflowed_updates=sum(update.overflowed for update in updates),
         # KL(pi_old || pi_theta) in nats per token
         kl_to_old=sum(update.kl for update in taken) / trained_tokens if taken else None,
         # k3(pi_ref/pi_theta) at the tokens of pi_old, without a weight: KL(pi_theta || pi_ref) while theta is near old

@@ -22,7 +22,7 @@ from gsm8k import format_prompt, load_problems
 from plumbing import metrics, parallel
 from plumbing.checkpoint import checkpoints, load_state, save_checkpoint, truncate_metrics, write_json, write_model
 from plumbing.curves import draw_curves
-from plumbing.model import load_model, precision
+from plumbing.model import grad_scaler, load_model, precision
 from plumbing.settings import fail, needs_reference, printable
 from rollout import check_positions
 from scoring import has_plain_head
@@ -34,10 +34,11 @@ class Run:
     r"""What `train` needs to start, or to go on with a run that was stopped, and what a run writes.
 
     policy, tokenizer, optimizer, reference    the last one is a frozen copy of the model, or None
+    scaler                                     of the loss, see grad_scaler
     problems, held_out                         training problems and those to evaluate on
     optimizer_steps, drawn                     optimizer steps and problems used so far
     average_kl, skipped_in_a_row               of the KL to the reference; updates skipped
-    A checkpoint keeps the last four beside weights and optimizer.
+    A checkpoint keeps the last four beside weights, optimizer and scaler.
     """
 
     def __init__(self, settings):
@@ -65,7 +66,10 @@ class Run:
         self.reference = copy.deepcopy(self.policy).requires_grad_(False) if needs_reference(settings) else None
         self.optimizer = torch.optim.AdamW(self.policy.parameters(), lr=settings.lr,
                                            weight_decay=settings.weight_decay, fused=True)
+        self.scaler = grad_scaler(settings)
         state = dict(step=0, optimizer_steps=0, drawn=0, average_kl=0.0, skipped_in_a_row=0, seconds=0.0)
+        if self.scaler.is_enabled():
+            state["scaler"] = self.scaler.state_dict()
         if saved:
             try:
                 state = load_state(saved[0], self.policy, self.optimizer, self.reference, names=state)
@@ -74,6 +78,7 @@ class Run:
         self.first_step, self.seconds_before = state["step"] + 1, state["seconds"]
         self.optimizer_steps, self.drawn, self.average_kl, self.skipped_in_a_row = (
             state[name] for name in ("optimizer_steps", "drawn", "average_kl", "skipped_in_a_row"))
+        self.scaler.load_state_dict(state.get("scaler", {}))
         if settings.resume and finished and state["step"] >= settings.steps:
             fail(f"the run in {self.out} is complete at step {state['step']}: raise --steps to go on")
         parallel.from_first(None)  # every process has looked at the folder before one of them writes to it
@@ -129,6 +134,8 @@ class Run:
     def after(self, update, step):
         r"""Counts an update, a metrics.Update. Ends the run where it cannot go on."""
         self.updates.append(update)
+        if update.overflowed:  # neither broken nor taken
+            return
         self.skipped_in_a_row = self.skipped_in_a_row + 1 if update.skipped else 0
         if update.skipped:
             self.stop_if_broken(step)
@@ -165,7 +172,8 @@ class Run:
         if parallel.rank() == 0:
             save_checkpoint(self.out, step, self.policy, self.tokenizer, self.optimizer, self.reference, dict(
                 optimizer_steps=self.optimizer_steps, drawn=self.drawn, average_kl=self.average_kl,
-                skipped_in_a_row=self.skipped_in_a_row, seconds=self.seconds_before + time.time() - self.started))
+                skipped_in_a_row=self.skipped_in_a_row, scaler=self.scaler.state_dict(),
+                seconds=self.seconds_before + time.time() - self.started))
 
     def finish(self):
         r"""Writes the trained model and the picture, and prints the result."""

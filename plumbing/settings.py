@@ -54,6 +54,10 @@ def setting(default, meaning, **kwargs):
     return dataclasses.field(default=default, metadata={"help": meaning, **kwargs})
 
 
+def number_or_auto(text):
+    return text if text == "auto" else int(text)
+
+
 @dataclass
 class Settings:
     r"""Every setting of a run. Each is a flag; --help has them in this order. None: the preset or objective decides."""
@@ -116,20 +120,22 @@ class Settings:
     eval_every: int = setting(None, "steps between evaluations; 0: never evaluate")
     save_every: int = setting(None, "steps between checkpoints, with one more at the end; 0: none")
 
-    device: str = setting("auto", "cpu, cuda, cuda:1, ...; auto: cuda where there is a device", group="hardware")
+    device: str = setting("auto", "cpu, cuda, cuda:1, mps, ...; auto: cuda where there is a device, else mps for "
+                          "the gsm8k preset", group="hardware")
     dtype: str = setting("auto", "precision of the decoder's matrix products; weights, head and losses stay float32. "
                          "auto: bfloat16 on a CUDA device that has it, else float32. On a CPU that multiplies bfloat16 "
                          "in hardware (AVX512-BF16, AMX) bfloat16 may be faster for a model of 0.5B; for the embedded "
-                         "model it is not",
-                         choices=("auto", "float32", "bfloat16"))
+                         "model it is not. float16, with a scaled loss, is for GPUs without bfloat16 (T4, V100)",
+                         choices=("auto", "float32", "bfloat16", "float16"))
     micro_batch_size: int = setting(None, "at most so many responses per forward pass; gradients add up to the "
-                                    "minibatch's")
+                                    "minibatch's. auto: as many as --tokens-per-microbatch allows, which is halved "
+                                    "when a GPU's memory is not enough", parse=number_or_auto)
     tokens_per_microbatch: int = setting(None, "at most so many tokens per forward pass, padding included, the prompt "
                                          "of a group counted once; this bounds the memory of an update")
     gradient_checkpointing: bool = setting(False, "compute activations again in backward: less memory, a third more "
                                            "time")
     old_log_probs: str = setting("auto", "log-probs of the policy that sampled: the sampler's own, or recomputed by "
-                                 "one more pass over the responses; auto: recomputed in bfloat16 and with "
+                                 "one more pass over the responses; auto: recomputed in 16 bits and with "
                                  "--importance-weights, else the sampler's",
                                  choices=("auto", "sampler", "recomputed"))
     importance_weights: str = setting("off", "multiply losses by pi_old(trainer) / pi_old(sampler), of the token or of "
@@ -203,7 +209,7 @@ def parse_settings(arguments=None):
             if field.type is bool:
                 section.add_argument(flag, action="store_true", default=None, help=meaning)
             else:
-                section.add_argument(flag, type=field.type, choices=choices, help=meaning,
+                section.add_argument(flag, type=field.metadata.get("parse", field.type), choices=choices, help=meaning,
                                      metavar="NAME" if field.name == "objective" else None if choices
                                      else field.name.split("_")[-1].upper())
     given = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
@@ -263,7 +269,7 @@ def check(settings):
     r"""Exits with status 2 and one line where a setting cannot work."""
     for field in dataclasses.fields(Settings):
         value, flag = getattr(settings, field.name), f"--{field.name.replace('_', '-')}"
-        if value is None or field.type not in (int, float) or field.name == "seed":
+        if value in (None, "auto") or field.type not in (int, float) or field.name == "seed":
             continue
         if field.name in ("tau", "lr", "temperature"):
             if not 0 < value < math.inf:

@@ -3,6 +3,8 @@ r"""Several short runs in one go, as starting processes takes longest: test_para
 import sys
 from pathlib import Path
 
+import torch
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
@@ -10,6 +12,7 @@ from plumbing import parallel  # noqa: E402
 import plumbing.run  # noqa: E402
 import train as program  # noqa: E402
 from plumbing.settings import parse_settings  # noqa: E402
+from scoring import token_log_probs  # noqa: E402
 
 RUNS = dict(
     replicas=["--objective", "pmd_mean"],
@@ -18,6 +21,8 @@ RUNS = dict(
             "--tokens-per-microbatch", "100"],
     reference=["--objective", "grpo", "--prompts-per-step", "3", "--minibatch-size", "12",
                "--tokens-per-microbatch", "100", "--ref-update-every", "2"],
+    # one of the processes, as it were, has less memory than the other
+    out_of_memory=["--objective", "pmd_mean", "--micro-batch-size", "auto"],
     # one prompt on 2 processes: one of them has nothing to do
     one_prompt=["--objective", "rloo", "--prompts-per-step", "1", "--minibatch-size", "4"],
 )
@@ -27,8 +32,16 @@ QUICK = ["--preset", "tiny", "--prompts-per-step", "4", "--group-size", "4", "--
          "--temperature", "1", "--reward-above", "-1", "--reward-below", "2"]  # as in test_train.py
 
 
+def with_little_memory(*arguments, real=program.token_log_probs):
+    r"""The second process has room for two responses."""
+    if parallel.rank() == 1 and len(arguments[1].texts) > 2:
+        raise torch.OutOfMemoryError
+    return real(*arguments)
+
+
 def main(out):
     for name, flags in RUNS.items():
+        program.token_log_probs = with_little_memory if name == "out_of_memory" else token_log_probs
         settings = parse_settings([*QUICK, "--out", f"{out}/{name}", *flags])
         parallel.start(program.device_of(settings))
         program.train(settings)

@@ -5,6 +5,7 @@ shape) is run here in bfloat16 on the CPU, which every CPU can do.
 """
 
 import copy
+import functools
 import json
 import math
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 import transformers as hf
 from conftest import small_model
+from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import plumbing.model
@@ -20,10 +22,10 @@ import rollout as sampling
 import train as program
 from gsm8k import format_prompt
 from plumbing import metrics
-from plumbing.model import in_bfloat16
+from plumbing.model import product_dtype
 from rollout import check_model, sample_rollouts
 from scoring import has_plain_head, head_logits, token_log_probs
-from test_train import run
+from test_train import run, without_timings
 
 CPUS = {"plain": {}, "bfloat16": dict(avx512_bf16=True, amx_bf16=True)}
 PROMPTS = ["Ava has 12 apples. How many apples does Ava have?", "A box holds 5 plums. Ben fills 7 boxes.", "Short."]
@@ -39,9 +41,10 @@ def prompts_for(tokenizer):
 def test_every_cpu_computes_in_float32(monkeypatch, cpu):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: CPUS[cpu])
     settings = program.parse_settings(["--device", "cpu"])
-    assert settings.preset == "tiny" and not in_bfloat16(settings)
+    assert settings.preset == "tiny" and product_dtype(settings) == torch.float32
     assert not program.recomputes_old_log_probs(settings)
-    assert in_bfloat16(program.parse_settings(["--device", "cpu", "--dtype", "bfloat16"]))
+    settings = program.parse_settings(["--device", "cpu", "--dtype", "bfloat16"])
+    assert product_dtype(settings) == torch.bfloat16
 
 
 def test_a_cuda_device_changes_neither_task_nor_model(monkeypatch, capsys):
@@ -134,6 +137,89 @@ def test_logits_are_not_rounded_to_bfloat16(tiny, monkeypatch, blocks):
     assert (logits - exact).abs().max() < 1e-3 < 1e-2 < (rounded - exact).abs().max()
     mean = (log_probs - rollout.log_probs).abs().sum() / rollout.response_mask.sum()
     assert mean < 1e-2
+
+
+# --- float16: the loss is scaled ---
+
+# Few and small updates, as a CPU multiplies float16 slowly.
+IN_FLOAT16 = ["--dtype", "float16", "--prompts-per-step", 2, "--minibatch-size", 4, "--old-log-probs", "sampler",
+              "--eval-every", 0]
+
+
+def scaled_by(monkeypatch, factor):
+    r"""The first factor of the loss, where there is one."""
+    monkeypatch.setattr(torch.amp, "GradScaler", functools.partial(torch.amp.GradScaler, init_scale=factor))
+
+
+def test_float16_trains_and_its_gradient_is_that_of_float32(tmp_path):
+    flags = ["--steps", 1, "--eval-every", 0, "--save-every", 1]
+    half, whole = (run(*flags, "--dtype", dtype, "--out", tmp_path / dtype)[1] for dtype in ("float16", "float32"))
+    assert half["skipped_updates"] == half["overflowed_updates"] == 0
+    assert half["grad_norm"] == pytest.approx(whole["grad_norm"], rel=1e-2)
+    assert half["loss"] == pytest.approx(whole["loss"], rel=1e-2, abs=1e-3)
+    assert 1e-6 < half["sampler_mismatch"] < 1e-2  # another precision; read again, as in bfloat16
+    assert half["kl_to_old"] < 1e-3
+    weights = load_file(tmp_path / "float16" / "model" / "model.safetensors")
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
+
+
+def test_small_gradients_survive_only_with_the_scaled_loss(tiny):
+    r"""A loss of 1e-5 times its size: float16 gradients are 0 in part without the factor."""
+    model = copy.deepcopy(tiny[0])
+    rollout = sample_rollouts(model, tiny[1], prompts_for(tiny[1]), 2, 16, seed=0)
+    tail = model.model.layers[0].self_attn.q_proj.weight
+    gradients = {}
+    for name, dtype, scale in (("exact", torch.float32, 1.0), ("plain", torch.float16, 1.0),
+                               ("scaled", torch.float16, 2.0**16)):
+        model.zero_grad()
+        with torch.autocast("cpu", dtype=dtype if dtype == torch.float16 else None, enabled=dtype == torch.float16):
+            log_probs = token_log_probs(model, rollout)
+        (log_probs.sum() * 1e-7 * scale).backward()
+        gradients[name] = tail.grad / scale
+    error = {name: ((gradients[name] - gradients["exact"]).norm() / gradients["exact"].norm()).item()
+             for name in ("plain", "scaled")}
+    assert error["scaled"] < 0.02 < 0.2 < error["plain"]
+
+
+def test_overflows_of_the_scaled_gradient_are_counted_apart_and_shrink_the_factor(tmp_path, monkeypatch):
+    scaled_by(monkeypatch, 2.0**23)
+    rows = run(*IN_FLOAT16, "--steps", 3, "--epochs", 4, "--save-every", 3, "--out", tmp_path / "run")[1:]
+    overflows = [row["overflowed_updates"] for row in rows]
+    assert sum(overflows) > 3 and rows[-1]["grad_norm"] > 0
+    assert all(row["skipped_updates"] == 0 for row in rows)  # more than three in a row, and the run went on
+    state = json.loads(next((tmp_path / "run").glob("checkpoint-*/state.json")).read_text())
+    assert state["scaler"]["scale"] == 2.0 ** (23 - sum(overflows))
+
+
+def test_what_is_broken_in_float16_is_not_taken_for_an_overflow(tmp_path, monkeypatch, capsys):
+    real = program.aggregate
+    monkeypatch.setattr(program, "aggregate", lambda *a, **k: real(*a, **k) * math.nan)
+    with pytest.raises(SystemExit) as stop:
+        run(*IN_FLOAT16, "--steps", 2, "--out", tmp_path / "loss")
+    assert stop.value.code == 1 and "3 updates in a row" in capsys.readouterr().err
+    monkeypatch.undo()
+    scaled_by(monkeypatch, 4.0)
+
+    def broken(losses, *arguments, **keywords):  # finite, with a gradient that is not
+        return real(losses, *arguments, **keywords) + (losses * 0).sum().sqrt()
+
+    monkeypatch.setattr(program, "aggregate", broken)
+    with pytest.raises(SystemExit) as stop:  # overflows at 4 and 2; at 1 the factor is no excuse any more
+        run(*IN_FLOAT16, "--steps", 3, "--out", tmp_path / "gradient")
+    assert stop.value.code == 1 and "the gradient was not finite in 3 updates" in capsys.readouterr().err
+
+
+def test_float16_resumed_is_float16_unbroken(tmp_path, monkeypatch):
+    scaled_by(monkeypatch, 2.0**24)
+    flags = [*IN_FLOAT16, "--save-every", 1]
+    whole = run("--steps", 2, *flags, "--out", tmp_path / "whole")
+    run("--steps", 1, *flags, "--out", tmp_path / "run")
+    monkeypatch.undo()  # the factor must come from the checkpoint
+    parts = run("--resume", tmp_path / "run", "--steps", 2, quick=False)
+    assert without_timings(parts) == without_timings(whole)
+    states = [json.loads(next((tmp_path / name).glob("checkpoint-*/state.json")).read_text())["scaler"]
+              for name in ("whole", "run")]
+    assert states[0] == states[1] and states[0]["scale"] != torch.amp.GradScaler("cpu").get_scale()
 
 
 # --- the head ---

@@ -62,6 +62,11 @@ def test_only_one_process_writes_and_prints(runs):
     assert not list(Path(runs[1]).rglob("*.tmp"))
 
 
+def test_the_process_that_runs_out_of_memory_halves_its_own_microbatches(runs):
+    errors = [line for line in runs[2].stderr.splitlines() if "out of memory" in line]
+    assert len(errors) == 1 and "tokens per forward pass" in errors[0]
+
+
 @pytest.mark.parametrize("name", ["replicas", "reference"])
 def test_a_checkpoint_of_two_processes_is_whole(runs, name):
     folders = [next((path / name).glob("checkpoint-*")) for path in runs[:2]]

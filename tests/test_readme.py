@@ -37,7 +37,7 @@ def test_every_loss_and_advantage_is_on_the_map():
 
 
 def test_every_file_and_flag_that_is_named_exists():
-    programs = "\n".join(path.read_text() for folder in ("studies", "integrations", "tutorials/exercises")
+    programs = "\n".join(path.read_text() for folder in ("studies", "benchmarks", "integrations", "tutorials/exercises")
                          for path in (ROOT / folder).glob("*.py"))
     flags = {name.replace("_", "-") for name in choices.Settings.__dataclass_fields__} | OTHER_FLAGS
     flags |= set(re.findall(r"add_argument\(\"--([a-z][a-z-]+)\"", programs))

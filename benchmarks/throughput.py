@@ -1,4 +1,4 @@
-r"""What sampling and updating cost, in one run: `python studies/throughput.py --out studies/results/benchmarks`.
+r"""What sampling and updating cost, in one run: `python benchmarks/throughput.py --out benchmarks/results`.
 
 1. Sampling 32 prompts x 8 responses of the embedded model, against transformers' `generate` on the same prompts. Both
    run in float32 and in bfloat16, taking turns. The ratio compares the faster precision of each.
@@ -65,7 +65,7 @@ def measure(model, tokenizer, prompts, group_size, max_new_tokens, peak, repeats
     settings = parse_settings(["--preset", "tiny", "--group-size", str(group_size), "--prompts-per-step",
                                str(len(prompts)), "--minibatch-size", str(group_size * len(prompts)),
                                "--micro-batch-size", "1024", "--max-new-tokens", str(max_new_tokens),
-                               "--out", "unused"])
+                               "--temperature", "1", "--out", "unused"])
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
     rows = torch.arange(group_size * len(prompts))
     sampling, updating = [], []

@@ -1,4 +1,4 @@
-r"""One iteration of train.py against one of TRL's GRPOTrainer: `python studies/vs_trl.py`.
+r"""One iteration of train.py against one of TRL's GRPOTrainer: `python benchmarks/vs_trl.py`.
 
 An iteration samples 256 responses (32 prompts x 8, up to 72 tokens, temperature 1) and verifies them. Then it takes 4
 AdamW steps of 64 responses with GRPO's loss without a KL term. Both start from the embedded model, on the embedded
@@ -9,7 +9,7 @@ TRL's time is that of its own training steps, between on_step_begin and on_step_
 saving. Ours is that of sampling, verifying and updating. Neither evaluates. The first iteration of each is left out, as
 both allocate memory in it. TRL generates with transformers' `generate`, its default; vLLM needs a GPU.
 
-    pip install -r studies/requirements.txt      (TRL is pinned there)
+    pip install -r benchmarks/requirements.txt      (TRL is pinned there)
 """
 
 import argparse
@@ -66,11 +66,13 @@ def main():
         from datasets import Dataset
         from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
     except ImportError as error:
-        print(f"vs_trl.py: {error}: pip install -r studies/requirements.txt", file=sys.stderr)
+        print(f"vs_trl.py: {error}: pip install -r benchmarks/requirements.txt", file=sys.stderr)
         sys.exit(2)
 
-    settings = parse_settings(["--preset", "tiny", "--objective", "grpo", "--beta", "0", "--out", "unused",
-                               "--warmup-steps", "0", "--lr-decay-steps", "0"])
+    # Both train on 256 responses in four steps of 64, sampled at temperature 1, whatever their rewards are.
+    settings = parse_settings("--preset tiny --objective grpo --beta 0 --out unused --warmup-steps 0 --lr-decay-steps 0 "
+                              "--lr 1e-4 --prompts-per-step 32 --group-size 8 --minibatch-size 64 --temperature 1 "
+                              "--reward-above -1 --reward-below 2".split())
     ours_iterations, ours, theirs = our_iterations(settings), [], []
     steps = settings.prompts_per_step * settings.group_size // settings.minibatch_size  # of TRL in an iteration
 
