@@ -70,9 +70,9 @@ def main():
         sys.exit(2)
 
     # Both train on 256 responses in four steps of 64, sampled at temperature 1, whatever their rewards are.
-    settings = parse_settings("--preset tiny --objective grpo --beta 0 --out unused --warmup-steps 0 --lr-decay-steps 0 "
-                              "--lr 1e-4 --prompts-per-step 32 --group-size 8 --minibatch-size 64 --temperature 1 "
-                              "--reward-above -1 --reward-below 2".split())
+    settings = parse_settings("--preset tiny --objective grpo --beta 0 --out unused --warmup-steps 0 "
+                              "--lr-decay-steps 0 --lr 1e-4 --prompts-per-step 32 --group-size 8 --minibatch-size 64 "
+                              "--temperature 1 --reward-above -1 --reward-below 2".split())
     ours_iterations, ours, theirs = our_iterations(settings), [], []
     steps = settings.prompts_per_step * settings.group_size // settings.minibatch_size  # of TRL in an iteration
 

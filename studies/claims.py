@@ -1101,7 +1101,8 @@ def claim_stale_data():
         claim="On stale data PMD-mean ends higher than PMD-part and GRPO",
         source="2602.05933, abstract: stability",
         tested="final runs of `studies/staleness.py`: 1,024 sampled responses and 64 optimizer steps on the embedded "
-               "model, whatever the number of updates per rollout; held-out problems, five seeds",
+               "model, whatever the number of updates per rollout; held-out problems, seeds "
+               + ", ".join(map(str, found["pmd_mean", 64]["finals"])),
         figure="final accuracy, PMD-mean - the other, paired by seed, t: "
                + "; ".join(f"{interval(cell['difference'])} against `{cell['objective']}` at {cell['updates']} updates"
                            for cell in stale),
