@@ -341,7 +341,7 @@ def summary(point, runs):
 def summaries(panel, runs, lines=None):
     r"""The summaries of a panel; in `steps` and `strength` with the points that they share with the main panel."""
     found = points(panel)
-    if panel in ("steps", "strength"):
+    if panel in ("steps", "strength") and any(summary(point, runs) for point in found):
         own = {(point["line"], point["x"]) for point in found}
         found += [{**point, "panel": panel} for point in points("main") if (point["line"], point["x"]) not in own]
     found = [summary(point, runs) for point in found if lines is None or point["line"] in lines]
