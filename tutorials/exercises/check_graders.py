@@ -1,9 +1,9 @@
 r"""Are the graders right? They must pass the project's own functions, and never say of a mistake what is not its cause.
 
-Three sets of mistakes, each with what a grader says about it:
+Sets of mistakes, each with what a grader says about it:
     known      wrong_answers.py and FACTS below: the graders were written from these
     unseen     tutorials/tests/unseen_mistakes.py: only to test the graders; "fresh" are those of them that were
-               written last, with the graders finished
+               written last, with the graders finished, and "second" a blind set that was written later
     generated  tutorials/tests/mutants.py: every small change of a model answer
 A mistake is accepted (the grader passes it), named (a cause or a fact about all that fails), or not named (the first
 case that fails, in numbers). A cause is false where it does not hold for other inputs than the grader's, or where the
@@ -34,7 +34,7 @@ import model_answers  # noqa: E402
 from grading import NOT_COMPARED, agree, diagnose, run  # noqa: E402
 from mutants import mutants  # noqa: E402
 from reference import SOLUTIONS  # noqa: E402
-from unseen_mistakes import FRESH, UNSEEN  # noqa: E402
+from unseen_mistakes import FRESH, SECOND, UNSEEN  # noqa: E402
 from wrong_answers import WRONG  # noqa: E402
 
 EXERCISES = [(topic, name) for topic, functions in SOLUTIONS.items() for name in functions]
@@ -223,7 +223,7 @@ FACTS = [  # (exercise, answer, what the grader must say): no known mistakes, bu
 
 def report():
     r"""{set: Counter of what the graders do}, and a line for each failure."""
-    counts, lines = {name: Counter() for name in ("known", "unseen", "fresh", "generated")}, []
+    counts, lines = {name: Counter() for name in ("known", "unseen", "fresh", "second", "generated")}, []
 
     def note(which, verdict, *more):
         counts[which][verdict] += 1
@@ -248,6 +248,11 @@ def report():
     for name, wrong in FRESH.items():
         result, said = judge(name, wrong)
         note("fresh", result, name, said)
+    for name, entries in SECOND.items():
+        for words, wrong in entries:
+            result, said = judge(name, wrong)
+            holds = result != "named" or re.search(words, said.split("\n  Seen in")[0])
+            note("second", result if holds else "false", name, words, said)
     for _, name in EXERCISES:
         if name not in OWN_GRADER:
             for what, wrong in mutants(getattr(model_answers, name)):

@@ -5,8 +5,9 @@ order: 1. arguments changed in place, types, shapes and dtypes: facts;
 2. known mistakes (wrong_answers.py): named only where they give the same results in EVERY case, and where more than one
    True, False or None speaks for it; then exceptions;
 3. facts that hold in every case that fails: the gradient right and the value not, the reverse, a sign, a factor, an
-   offset, the terms that a gradient is made of, the events where it goes wrong, a property that the result lacks, rows
-   that are mixed, arguments that make no difference;
+   offset, an argument for a factor, the right entries in other places, the terms that a gradient is made of, the
+   events where it goes wrong, a property that the result lacks, rows that are mixed, a result that hangs on the order,
+   arguments that make no difference, the argument or the kind of text with which it is wrong;
 4. else the first case that fails, and why that case is there: no cause.
 Cases marked `extra` (constants of the update, nan in the padding, half precision) are looked at when the rest is right:
 most mistakes in a formula come with one of those, which is not their cause.
@@ -232,7 +233,7 @@ def one_factor(pairs, cases):
     if (got[~some].abs() < 1e-7).all() and some.any():
         named = []
         for what in cases[0].factors:
-            if all(what in case.factors and torch.allclose(a, case.factors[what] * b, rtol=1e-4, atol=1e-9)
+            if all(what in case.factors and torch.allclose(a, case.factors[what] * b, rtol=1e-4, atol=1e-7)
                    for case, pair in zip(cases, pairs) for a, b in [numbers([pair])]):
                 named.append(what)
         if len(named) == 1 and len(got) > 1:
@@ -249,6 +250,99 @@ def one_factor(pairs, cases):
     if len(offset) > 1 and (offset - offset[0]).abs().max() <= 1e-6 * max(1.0, offset[0].abs().item()):
         return f"it is off by the same amount everywhere: {offset[0].item():+.6g}"
     return ""
+
+
+def argument_factor(pairs, cases, parameters):
+    r"""A factor that is not the same everywhere, but is made of one argument (or the number of rows) everywhere."""
+    vectors = [numbers([pair]) for pair in pairs]
+    if None in vectors or any(isinstance(wanted, tuple) for _, wanted in pairs):
+        return ""
+    some = [wanted.abs() > 1e-9 for _, wanted in vectors]
+    if any((got[~x].abs() > 1e-7).any() for (got, _), x in zip(vectors, some)):
+        return ""
+    ratio = torch.cat([got[x] / wanted[x] for (got, wanted), x in zip(vectors, some)])
+    if len(ratio) < 3 or ratio.max() - ratio.min() < 1e-4 or (ratio.abs() < 1e-9).any():
+        return ""
+
+    def candidates(case, size):
+        first, rows = next(((name, len(x)) for name, x in zip(parameters, case.args)
+                            if isinstance(x, torch.Tensor) and x.dim()), ("", 0))
+        if rows:
+            yield f"len({first})", rows
+        if rows > 1:
+            yield f"len({first})/(len({first}) - 1)", rows / (rows - 1)
+        for name, x in zip(parameters, case.args):
+            if kind(x) == "a number":
+                yield name, x
+            elif kind(x) == "a tensor of floats" and x.numel() == size:
+                yield name, x.double().flatten()
+                yield f"exp({name})", x.double().flatten().exp()
+
+    found = {}
+    for case, x in zip(cases, some):
+        for name, y in candidates(case, len(x)):
+            found.setdefault(name, []).append((torch.zeros(len(x), dtype=torch.float64) + y)[x])
+    fit = [said for name, values in found.items() if len(values) == len(cases) for power, said in (
+        (1, name), (-1, f"1/{name}"), (2, f"{name}^2"), (-2, f"1/{name}^2"))
+        if torch.allclose(ratio, torch.cat(values)**power, rtol=1e-4)]
+    return f"it is off by the factor {fit[0]}" if len(fit) == 1 else ""
+
+
+def group_factor(pairs, cases):
+    r"""One factor for each group, in every case; else ""."""
+    many = 0
+    for pair, case in zip(pairs, cases):
+        vectors = numbers([pair])
+        if case.unit < 2 or vectors is None or len(vectors[1]) % case.unit:
+            return ""
+        for got, wanted in zip(*(x.split(case.unit) for x in vectors)):
+            some = wanted.abs() > 1e-9
+            factors = got[some] / wanted[some]
+            if (got[~some].abs() > 1e-7).any() or len(factors) and not torch.allclose(
+                    factors, factors[0].expand_as(factors), rtol=1e-4):
+                return ""
+            many += len(factors) > 1
+    return "it is right but for a factor, one for each group, which differs from group to group: look at what it is " \
+        "divided by" if many > 2 else ""
+
+
+def rearranged(pairs):
+    r"""The right entries in other places, or the same number everywhere; else ""."""
+    if all(isinstance(wanted, tuple) for _, wanted in pairs):
+        wrong = [[i for i, two in enumerate(zip(*pair)) if not same(*two, 1e-5, 1e-7)] for pair in pairs]
+        i = wrong[0][0]
+        said = rearranged([(got[i], wanted[i]) for got, wanted in pairs]) if all(x == [i] for x in wrong) else ""
+        return said and f"of what it returns, number {i + 1}: {said}"
+    if not all(isinstance(wanted, torch.Tensor) and wanted.dim() for _, wanted in pairs):
+        return ""
+    pairs = [(got.detach().double(), wanted.double()) for got, wanted in pairs]
+    if max(len(wanted.unique()) for _, wanted in pairs) < 3:  # of two numbers much is in the right place by chance
+        return ""
+    if len(torch.cat([got.flatten() for got, _ in pairs]).unique()) == 1:
+        return f"it gives {pairs[0][0].flatten()[0].item():.6g} everywhere"
+    for dim in range(min(wanted.dim() for _, wanted in pairs)):
+        def every(f):
+            return all(torch.allclose(*f(got, wanted, wanted.shape[dim] - 1), rtol=1e-5, atol=1e-7)
+                       for got, wanted in pairs)
+
+        if every(lambda got, wanted, last: (got, wanted.flip(dim))):
+            return f"it is right, but in reverse order along dim {dim}"
+        if all(wanted.shape[dim] > 2 for _, wanted in pairs):
+            if every(lambda got, wanted, last: (got.narrow(dim, 1, last), wanted.narrow(dim, 0, last))):
+                return f"it is right, but one place too late along dim {dim}"
+            if every(lambda got, wanted, last: (got.narrow(dim, 0, last), wanted.narrow(dim, 1, last))):
+                return f"it is right, but one place too early along dim {dim}"
+        if every(lambda got, wanted, last: (got.sort(dim)[0], wanted.sort(dim)[0])):
+            return f"it has the right entries in another order along dim {dim}"
+    return ""
+
+
+def one_step(pairs):
+    r"""Whole numbers that are off by the same step wherever they are wrong; else ""."""
+    if not all(kind(wanted) == "a tensor of integers" for _, wanted in pairs):
+        return ""
+    steps = torch.cat([(got - wanted)[got != wanted] for got, wanted in pairs])
+    return f"where it is wrong it is off by {steps[0]:+d}" if len(steps) > 2 and len(steps.unique()) == 1 else ""
 
 
 def of_terms(got, wanted, case):
@@ -282,9 +376,28 @@ def of_events(got, wanted, case):
             moves = case.gradient is not None and (a == 0) != (b == 0)
             said.setdefault(name, ("moves and should be still" if b == 0 else "is still and should move") if moves
                             else f"gives {a:.4g}, right is {b:.4g}")
-    if not said or len(said) == len(set(case.events)):
+    if not said:
         return ""
+    if len(said) == len(set(case.events)):
+        still = [i for i, b in enumerate(wanted) if b == 0] if case.gradient is not None else []
+        names = ", ".join(dict.fromkeys(case.events[i] for i in still))
+        return f"no event is still, and some should be: {names}" if still and all(got[i] for i in still) else ""
     return "wrong only where " + "; ".join(f"{name} ({what})" for name, what in said.items())
+
+
+def of_sizes(got, wanted, case):
+    r"""Wrong exactly where one of the terms is large, or small; "" where none of them tells right from wrong."""
+    if not isinstance(got, torch.Tensor) or got.shape != wanted.shape:
+        return ""
+    wrong = ~torch.isclose(got.detach().double(), wanted.double(), rtol=1e-5, atol=1e-7).flatten()
+    for name, term in case.terms.items():
+        x = term.double().flatten()
+        if min(wrong.sum(), (~wrong).sum()) > 2:
+            if x[wrong].min() > x[~wrong].max():
+                return f"wrong only where {name} is {x[wrong].min():.4g} or more; right up to {x[~wrong].max():.4g}"
+            if x[wrong].max() < x[~wrong].min():
+                return f"wrong only where {name} is {x[wrong].max():.4g} or less; right from {x[~wrong].min():.4g} on"
+    return ""
 
 
 def unused(function, cases, parameters):
@@ -295,6 +408,8 @@ def unused(function, cases, parameters):
     def other(x):
         if kind(x) == "a tensor of floats":  # no multiple, no shift: a function may be free of these
             return x + 0.1 * (torch.arange(x.numel()).reshape(x.shape) * 1.7 + 0.3).sin().to(x.dtype)
+        if kind(x) == "a tensor of integers":
+            return x.max() - x if x.numel() and x.max() > x.min() else None
         return ~x if kind(x) == "a bool tensor" else None
 
     def same_without(i, case):
@@ -316,6 +431,60 @@ def mixes_rows(function, result, case):
              for arg in case.args]
     alone = run(function, replace(case, args=tuple(last), gradient=None, constants=()))
     return isinstance(alone.value, torch.Tensor) and not same(alone.value, result.value[-case.unit:], 1e-5, case.atol)
+
+
+def hangs_on_order(function, result, case):
+    r"""With the rows of each group in reverse, does the result not come along?"""
+    def turned(x):
+        return x.reshape(-1, case.unit, *x.shape[1:]).flip(1).reshape(x.shape)
+
+    if case.unit < 2 or not isinstance(result.value, torch.Tensor):
+        return False
+    args = tuple(turned(arg) if isinstance(arg, torch.Tensor) and len(arg) == len(case.args[0]) else arg
+                 for arg in case.args)
+    other = run(function, replace(case, args=args, gradient=None, constants=()))
+    return isinstance(other.value, torch.Tensor) and not same(other.value, turned(result.value), 1e-5, case.atol)
+
+
+def by_argument(failing, cases, parameters):
+    r"""The text or number that decides: wrong wherever it has one value (of a number: wherever it is not 0 or 1)."""
+    wrong = [case for _, case in failing]
+    right = [case for case in cases if not any(case is x for x in wrong)]
+    if min(len(wrong), len(right)) < 2:
+        return ""
+    for i, name in enumerate(parameters):
+        values = [[case.args[i] if i < len(case.args) else None for case in some] for some in (wrong, right)]
+        if any(isinstance(x, (torch.Tensor, list)) or callable(x) for x in values[0] + values[1]):
+            continue
+        wrong_at, right_at = map(set, values)
+        if wrong_at & right_at:
+            continue
+        if all(isinstance(x, str) for x in wrong_at | right_at) and len(wrong_at) <= len(right_at) and all(
+                values[0].count(x) > 1 for x in wrong_at):
+            return f"wrong only where {name} is {' or '.join(map(repr, sorted(wrong_at)))}"
+        if right_at in ({0}, {1}) and len(wrong_at) > 1:
+            return f"right where {name} is {right_at.pop()}, and wrong wherever it is not"
+    return ""
+
+
+def of_texts(failing, cases):
+    r"""What all wrong texts, Nones, Trues and Falses have in common; "" where that may be chance."""
+    whys = list(dict.fromkeys(case.why for _, case in failing))
+    if len(whys) < 3 and all(sum(case.why == why for case in cases) == sum(
+            case.why == why for _, case in failing) > 1 for why in whys):
+        return f"wrong in all cases of one kind, and in no other: {', and: '.join(whys)}"
+    found = [(result.value, case.wanted) for result, case in failing]
+    if len(found) < 3 or not all(kind(x) in ("None", "a text") for pair in found for x in pair):
+        return ""
+    if all(None not in pair and pair[0].strip() == pair[1] for pair in found):
+        return "spaces stand around the answer"
+    if all(wanted is None for _, wanted in found):
+        return "it finds an answer where there is none"
+    if all(wanted is not None and (got is None or got in wanted) for got, wanted in found):
+        return "it finds no answer, or only a part of it"
+    if all(None not in pair and pair[1] in pair[0] for pair in found):
+        return "it finds more than the answer"
+    return ""
 
 
 def evidence(result, case):
@@ -385,15 +554,18 @@ def diagnose(name, function, cases):
     pairs = [(r.value, c.wanted) for r, c in values] + slopes
     of = [c for _, c in values] + [c for _, c in gradients]
     if all(c.wanted is not ValueError for c in of):
-        said = one_factor(pairs, of)
+        said = one_factor(pairs, of) or argument_factor(pairs, of, parameters) or rearranged(pairs)
         if said:
             return said + "." + seen(case), True
-    for facts in (of_terms, of_events):
+    for facts in (of_terms, of_events, of_sizes):
         for (got, wanted), c in reversed(list(zip(pairs, of))):  # gradients first
             if (c.gradient is None) == (wanted is c.wanted):
                 said = facts(got, wanted, c)
                 if said:
                     return f"{said}.\n  Seen {'in the gradient, ' if c.gradient is not None else ''}{c.why}.", True
+    said = group_factor(pairs, of) or one_step(pairs)
+    if said:
+        return said + "." + seen(case), True
     for (result, case) in failing:
         said = next((what for what, holds in case.properties.items() if not result.error and all(
             c.properties and c.properties[what](r.value, *c.args) for r, c in failing if c.properties)), "")
@@ -402,17 +574,25 @@ def diagnose(name, function, cases):
         if mixes_rows(function, result, case):
             return (f"the last {f'{case.unit} rows get' if case.unit > 1 else 'row gets'} something else when the "
                     f"other rows are left out: the wrong axis, or a sum over too much.{seen(case)}"), True
+        if hangs_on_order(function, result, case):
+            return f"with the rows of a group in another order the results do not come along.{seen(case)}", True
     result, case = failing[0]
+    core = [c for c in cases if not c.extra]
     if kind(result.value) in ("a number", "a tensor of floats") and not any(r.error for r, _ in failing):
-        names = unused(function, [c for c in cases if not c.extra], parameters)
+        names = unused(function, core, parameters)
         if names:
             return f"it makes no use of {' and '.join(names)}.{seen(case)}", True
+    said = by_argument(failing, core, [name for name in parameters if name]) or values and gradients and \
+        argument_factor(*zip(*[((r.value, c.wanted), c) for r, c in values]), parameters).replace("it", "the value", 1)
+    if said:
+        return f"{said}.{seen(case)}", True
     # 4. No cause
     if kind(case.wanted) in ("a bool", "a text", "None", "a number"):
         said = [f"{name}({', '.join(map(short, c.args))}) gives {short(r.value)}" + (f": {c.why}" if c.why else "")
                 for r, c in failing]
-        return f"wrong in {len(said)} of {len(cases)} cases.\n  " + "\n  ".join(said[:4] + ["..."] * (len(said) > 4)), \
-            False
+        common = of_texts(failing, core)
+        return (common or f"wrong in {len(said)} of {len(cases)} cases") + ".\n  " + "\n  ".join(
+            said[:4] + ["..."] * (len(said) > 4)), bool(common)
     if values:
         if case.wanted is ValueError:
             return f"{case.why}.{seen(case)}", True

@@ -25,6 +25,12 @@ def test_extract_answer(solution):
         ("#### 5 or 6\n#### 7", "7", "an earlier hedge does not count"),
         ("#### orange", "orange", "no two answers: or is part of a word"),
         ("", None, "an empty response has no answer"),
+        ("5 or 6?\n#### 6 or 5\nNo.\n#### 7", "7", "an earlier hedge does not count"),
+        ("It is 5 or 6.\n#### 7", "7", "an earlier hedge does not count"),
+        ("<think>\n</think>\n#### 5\n</think>\nI do not know.", None, "only the LAST </think> ends the thoughts"),
+        ("a\n</think>\n#### 5\n</think>\nNo.", None, "only the LAST </think> ends the thoughts"),
+        ("#### 1,000", "1,000", "the text as it stands, with its commas and signs"),
+        ("#### $1,234.50", "$1,234.50", "the text as it stands, with its commas and signs"),
     )])
 
 
@@ -53,6 +59,8 @@ def test_is_equivalent(solution):
         ("", "18", False, "an empty text equals nothing"),
         ("", "", False, "an empty text equals nothing"),
         ("Paris", "Paris", True, "text equals the same text"),
+        (".5", "0.5", True, "a point at the beginning"),
+        ("5", ".5", False, "a point at the beginning"),
         ("cat", "dog", False, "two different texts without a number"),
         ("cat4", "dog4", False, "two different texts with the same digits"),
         ("4 cats", "4 dogs", False, "two different texts with the same digits"),
@@ -64,15 +72,17 @@ def test_is_equivalent(solution):
 def test_math_reward(solution):
     check(solution, "math_reward", [Case((text, gold, bonus), wanted, why) for text, gold, bonus, wanted, why in (
         ("#### 18", "18", 0.1, 1.0, "right, in the form asked for"),
-        ("#### 18.00", "18", 0.1, 1.0, "right"),
+        ("#### 18.00", "18", 0.1, 1.0, "right, but written in another way"),
+        ("#### $1,000", "1000", 0.25, 1.0, "right, but written in another way"),
         ("#### 18", "18", 0.0, 1.0, "right, no bonus"),
         ("#### 18", "20", 0.1, 0.1, "wrong, but readable"),
         ("#### 20", "18", 0.25, 0.25, "wrong, but readable"),
         ("#### 20", "18", 0.0, 0.0, "wrong, no bonus"),
         ("It is 18.", "18", 0.1, 0.0, "nothing that can be read"),
         ("#### 18 or 20", "18", 0.1, 0.0, "two answers cannot be read as one"),
-    )] + [Case(("#### 20", "18", bonus), ValueError, f"a bonus of {bonus}, outside [0, 1), must be refused with "
-               "ValueError", extra=True) for bonus in (1.0, 1.5, -0.1)])
+    )] + [Case((text, "18", bonus), ValueError, f"a bonus of {bonus}, outside [0, 1), must be refused with ValueError, "
+               "whatever the response", extra=True)
+          for text in ("#### 20", "#### 18", "It is 18.") for bonus in (1.0, 1.5, -0.1)])
 
 
 def test_length_reward(solution):
@@ -85,12 +95,23 @@ def test_length_reward(solution):
              "lambda where wrong": [(1 - c) * x for c, x in zip(right, lam)], "1 where wrong": [1 - c for c in right],
              "min(0, lambda) where wrong": [(1 - c) * min(0, x) for c, x in zip(right, lam)]}
     terms = {name: torch.tensor(x, dtype=torch.float64) for name, x in terms.items()}
+    six = [(5, 1), (9, 0), (7, 1), (20, 0), (30, 1), (40, 1), (12, 1), (11, 0), (18, 0), (8, 1), (6, 1), (4, 1),
+           (50, 0), (60, 1), (80, 1), (33, 0), (44, 0), (22, 0)]  # six groups of 3: lengths, right or not
+    spread, events = [], []
+    for i, (n, right_one) in enumerate(six):
+        group = six[i // 3 * 3:i // 3 * 3 + 3]
+        low, high = min(group), max(group)
+        x = 0.5 - (n - low[0]) / (high[0] - low[0])
+        spread.append(x if right_one else min(0.0, x))
+        events.append(f"a {'right' if right_one else 'wrong'} answer stands in a group whose shortest is "
+                      f"{'right' if low[1] else 'wrong'}")
     check(solution, "length_reward", [Case((torch.tensor(correct), torch.tensor(lengths), size), torch.tensor(wanted),
                                            why, **more) for correct, lengths, size, wanted, why, more in (
         ([1, 1, 0], [10, 20, 30], 3, [0.5, 0.0, -0.5], "the worked number", {}),
         ([0, 1, 1], [10, 20, 30], 3, [0.0, 0.0, -0.5], "the worked number, a short wrong answer", {}),
         (correct, lengths, 4, [x if c else min(0.0, x) for c, x in zip(correct, lam)], "three groups of 4",
          dict(terms=terms, unit=4)),
+        ([c for _, c in six], [n for n, _ in six], 3, spread, "six groups of 3", dict(unit=3, events=events)),
         ([1, 0, 1, 1], [12, 12, 20, 21], 2, [0.0, 0.0, 0.5, -0.5], "where all lengths of a group are equal it is not 0",
          dict(extra=True)),
     )])

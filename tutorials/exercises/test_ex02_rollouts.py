@@ -1,6 +1,7 @@
 r"""Grades ex02_rollouts.py. Masks and positions are written out by hand; log-probs are summed in plain Python."""
 
 import math
+import types
 
 import torch
 
@@ -18,13 +19,22 @@ def test_pad_left(solution):
 
 
 def test_positions(solution):
-    check(solution, "positions", [
-        Case((torch.tensor([[0, 0, 1, 1, 1]]),), torch.tensor([[0, 0, 0, 1, 2]]), "the worked case"),
+    def positions(attention_mask):  # what stands at padding behind real tokens is nobody's business
+        got = solution.positions(attention_mask)
+        free = (attention_mask == 0) & (attention_mask.cumsum(1) > 0)
+        return got.masked_fill(free, 0) if isinstance(got, torch.Tensor) and got.shape == free.shape else got
+
+    down = {"the positions of a row go down somewhere: they must count up, from left to right":
+            lambda value, *_: (value.diff(dim=1) < 0).any()}
+    check(types.SimpleNamespace(positions=positions), "positions", [
+        Case((torch.tensor([[0, 0, 1, 1, 1]]),), torch.tensor([[0, 0, 0, 1, 2]]), "the worked case", properties=down),
         Case((torch.tensor([[0, 1, 1, 1, 1], [1, 1, 1, 1, 1], [0, 0, 0, 0, 1]]),),
-             torch.tensor([[0, 0, 1, 2, 3], [0, 1, 2, 3, 4], [0, 0, 0, 0, 0]]), "three rows",
+             torch.tensor([[0, 0, 1, 2, 3], [0, 1, 2, 3, 4], [0, 0, 0, 0, 0]]), "three rows", properties=down,
              unit=1, events=["there is padding", *["a real token stands behind padding"] * 4, *["there is no padding "
                                                                                                 "in the row"] * 5,
                      *["there is padding"] * 4, "a real token stands behind padding"]),
+        Case((torch.tensor([[0, 1, 1, 1, 0, 0]]),), torch.tensor([[0, 0, 1, 2, 0, 0]]), "padding behind the real "
+             "tokens changes their positions: count the real tokens before each", extra=True),
     ])
 
 

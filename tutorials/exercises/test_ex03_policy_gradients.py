@@ -17,6 +17,10 @@ def test_reinforce_loss(solution):
     advantages = torch.tensor([1.0, -0.5, 2.0], dtype=torch.float64)
     half, fifth = torch.tensor([0.5], dtype=torch.float64), torch.tensor([math.log(0.2)], dtype=torch.float64)
     cases = [Case((fifth, half), torch.tensor([0.8047189562]), "the worked number", -half)]
+    six = torch.rand(6, 2, generator=g, dtype=torch.float64) - 1.5
+    signs = torch.tensor([1.0, -0.5, 2.0, -1.5, 0.25, -2.0], dtype=torch.float64)
+    cases.append(Case((six, signs), -signs[:, None] * six, "2 tokens of 6 responses", (-signs[:, None]).expand(
+        6, 2).clone(), events=["A > 0" if a > 0 else "A < 0" for a in signs for _ in range(2)]))
     for why, x, a in (("one event per response", log_probs[0], advantages), ("3 tokens of 3 responses", log_probs,
                       advantages[:, None]), ("3 tokens of 2 responses", log_probs[:2], advantages[:2, None])):
         pi, across = x.exp(), advantages[:x.shape[-1]].expand_as(x)
@@ -36,6 +40,10 @@ def each(f):
     return torch.tensor([f(row) for row in GROUPS for _ in row], dtype=torch.float64)
 
 
+ONE_BASELINE = {"what is taken from the rewards is not the same for all responses of a group": lambda value, r, G, *_:
+                (r - value).reshape(-1, G).std(dim=1).max() > 1e-6}
+
+
 def group_terms():
     r"""What an advantage may be made of, response by response."""
     columns = [mean(row[i] for row in GROUPS) for i in range(4)]
@@ -50,11 +58,11 @@ def test_group_mean_advantages(solution):
     r = torch.tensor(REWARDS, dtype=torch.float64)
     wanted = r - each(mean)
     check(solution, "group_mean_advantages", [
-        Case((torch.tensor([1.0, 0, 0, 0]), 4), torch.tensor([0.75, -0.25, -0.25, -0.25]), "the worked number"),
+        Case((torch.tensor([1.0, 0, 0, 0]), 4), torch.tensor([0.75, -0.25, -0.25, -0.25]), "the worked number", unit=4),
         Case((torch.tensor([1.0, 0, 1, 1, 0, 1]), 2), torch.tensor([0.5, -0.5, 0, 0, -0.5, 0.5]), "three groups of 2",
              unit=2),
         Case((torch.tensor([1.0, 1, 1, 0, 0, 0]), 3), torch.zeros(6), "no group has two kinds of rewards"),
-        Case((r, 4), wanted, "seven groups of 4", unit=4, terms=group_terms()),
+        Case((r, 4), wanted, "seven groups of 4", unit=4, terms=group_terms(), properties=ONE_BASELINE),
     ])
 
 
@@ -89,7 +97,7 @@ def test_grpo_advantages(solution):
              "(r - mean) / (max - min)": deviation / each(lambda row: max(row) - min(row)), "r / std": r / each(std),
              "r / mean": r / each(mean), "1 / std": 1 / each(std), "a constant": each(lambda row: 1.0)}
     check(solution, "grpo_advantages", [
-        Case((torch.tensor([1.0, 0, 0, 0]), 4), torch.tensor([1.5, -0.5, -0.5, -0.5]), "the worked number",
+        Case((torch.tensor([1.0, 0, 0, 0]), 4), torch.tensor([1.5, -0.5, -0.5, -0.5]), "the worked number", unit=4,
              factors=biased(4)),
         Case((torch.tensor([1.0, 1, 0, 0, 0, 1]), 3), torch.tensor([third, third, -2 * third, -third, -third,
                                                                     2 * third]), "two groups of 3", unit=3,
@@ -137,6 +145,8 @@ def test_token_mean(solution):
             0.1)),
         Case((LOSSES[:1], MASK[:1], 5), one(0.4).double(), "a microbatch: 2 of 5 tokens", 0.2 * MASK[:1].double(),
              factors=factors(5, 1, 3, 2)),
+        Case((LOSSES, MASK, 10), one(0.8).double(), "a microbatch: 5 of 10 tokens", 0.1 * MASK.double(),
+             factors=factors(10, 2, 3, 5)),
         Case((EIGHT_LOSSES, EIGHT), total / 28, "eight responses", EIGHT / 28.0, terms=weights(EIGHT),
              factors=factors(28, 8, 7, 0.1)),
         Case((EIGHT_LOSSES, EIGHT, 80), total / 80, "a microbatch: 28 of 80 tokens", EIGHT / 80.0,

@@ -15,8 +15,8 @@ D = LOG_P - LOG_REF
 
 def powers(d):
     r"""What the gradient of an estimator at log p may be made of."""
-    return {"1": torch.ones_like(d), "log(p/q)": d, "log(p/q)^2": d.square(), "q/p": (-d).exp(), "p/q": d.exp(),
-            "the sign of log(p/q)": d.sign()}
+    return {"1": torch.ones_like(d), "log(p/q)": d, "log(p/q)^2": d.square(), "q/p": (-d).exp(),
+            "(q/p)^2": (-2 * d).exp(), "p/q": d.exp(), "the sign of log(p/q)": d.sign()}
 
 
 def test_k2(solution):

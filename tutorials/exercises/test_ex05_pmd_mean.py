@@ -19,7 +19,7 @@ def test_pmd_part_policy(solution):
     properties = {
         "the probabilities do not sum to one": lambda pi, *_: abs(pi.sum() - 1) > 1e-6,
         "tau log(pi / pi_t) must be the reward but for a constant, and is not": lambda pi, old, r, tau:
-        (tau * (pi / old).log() - r).std() > 1e-6}
+        not (tau * (pi / old).log() - r).std() <= 1e-6}
     four = [0.4 * math.exp(0.25 / 0.5), 0.3 * math.exp(-1.0 / 0.5), 0.2 * math.exp(1.5 / 0.5), 0.1]
     check(solution, "pmd_part_policy", [
         Case((double(0.1, 0.9), double(1, 0), 1.0), double(0.1 * math.e, 0.9) / (0.1 * math.e + 0.9),
@@ -48,13 +48,15 @@ def test_pmd_part_advantages(solution):
         "the group's mean reward": each(lambda row: sum(row) / 4), "the group's best reward": each(max),
         "log mean exp(r)": each(lambda row: math.log(sum(math.exp(x) for x in row) / 4)),
         "mean exp(r/tau)": each(lambda row: sum(math.exp(x / tau) for x in row) / 4)}
+    one = {"what is taken from the rewards is not the same for all responses of a group":
+           lambda value, r, G, tau: (r - value).reshape(-1, G).std(dim=1).max() > 1e-6}
     by_tau = "it is divided by tau: A is in units of reward"
     check(solution, "pmd_part_advantages", [
         Case((double(1, 0, 0, 0), 4, 1.0), double(1, 0, 0, 0) - log_mean, "the worked number", factors={by_tau: 1.0}),
         Case((double(0.5, 0, 1, 1), 2, 2.0), double(0.5 - two, -two, 0, 0), "two groups of 2, tau = 2",
              factors={by_tau: 0.5}),
         Case((double(*r), 4, tau), double(*r) - z, "ten groups of 4, tau = 0.5", unit=4, factors={by_tau: 2.0},
-             terms=terms),
+             terms=terms, properties=one),
         Case((double(1, 0), 2, 1e-3), double(1e-3 * math.log(2), -1 + 1e-3 * math.log(2)),
              "exp(r/tau) overflows at tau = 0.001; logsumexp does not", extra=True),
     ])

@@ -42,6 +42,12 @@ def test_certificate(solution):
     def twice(log_probs, old_log_probs):
         return 2 * right(log_probs, old_log_probs)
 
+    def thrice(log_probs, old_log_probs):
+        return 3 * right(log_probs, old_log_probs)
+
+    def turned(log_probs, old_log_probs):
+        return -right(log_probs, old_log_probs)
+
     def first(log_probs, old_log_probs):
         return -2 * (log_probs - old_log_probs).exp() * torch.tensor([1.0, 0.0]).double()
 
@@ -60,6 +66,8 @@ def test_certificate(solution):
         Case((right, reward, LOGITS, OLD), 0.0, "a right loss", atol=1e-9),
         Case((rkl, regularised, LOGITS, OLD), 0.0, "a right loss with a KL", atol=1e-9),
         Case((twice, reward, LOGITS, OLD), 1.0, "twice the right loss"),
+        Case((thrice, reward, LOGITS, OLD), 2.0, "three times the right loss"),
+        Case((turned, reward, LOGITS, OLD), 2.0, "the right loss with the wrong sign"),
         Case((no_weight, reward, LOGITS, OLD), error(unweighted, true), "a loss without the importance weight"),
         Case((right, regularised, LOGITS, OLD), error(true, with_kl), "a loss without the KL"),
         Case((no_weight, reward, LOGITS, LOGITS), 0.0, "on policy the weight is 1", atol=1e-9),

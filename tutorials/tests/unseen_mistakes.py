@@ -7,6 +7,7 @@ person found true in the message. `log_probs` is p, `old_log_probs` o, `advantag
 import re
 from fractions import Fraction
 
+import model_answers as model
 import torch
 
 
@@ -244,7 +245,7 @@ UNSEEN = {
             *((ref, p) if kl.endswith("fkl") else (p, ref)))),
         ("1 has the factor 1 and needs 0", lambda kl, p, ref: ((ref - p) if kl.endswith("fkl") else (
             p - ref)).sum() + (0 if kl[0] != "u" else (p.exp() - ref.exp()).sum() * (1 if kl == "ufkl" else -1))),
-        ("factor 0.125 and needs 1", lambda kl, p, ref: _kl_sum(kl, p, ref) / len(p)),
+        ("factor 0.125 and needs 1|1/len", lambda kl, p, ref: _kl_sum(kl, p, ref) / len(p)),
     ],
     "corrected_grpo_penalty": [
         ("k1|mass|1 everywhere|constant|w l|beta|factor", lambda p, o,
@@ -263,7 +264,7 @@ UNSEEN = {
         ("best|max|largest", lambda r, G, tau: (_groups(r, G) - _groups(r, G).amax(1, keepdim=True)).reshape(-1)),
         ("exp|logarithm|log", lambda r, G, tau: (_groups(r, G) - tau * (_groups(r, G) / tau).softmax(1).mean(
             1, keepdim=True)).reshape(-1)),
-        ("r has the factor 2", lambda r, G, tau: (_groups(r, G) / tau - (_groups(r, G) / tau).logsumexp(
+        ("r has the factor 2|divided by tau", lambda r, G, tau: (_groups(r, G) / tau - (_groups(r, G) / tau).logsumexp(
             1, keepdim=True) + torch.tensor(float(G)).log()).reshape(-1)),
     ],
     "pmd_loss": [
@@ -396,4 +397,277 @@ FRESH = {  # written last: 15 were named before the cases of token_mean and dr_g
     "gspo_loss": _log_clip,
     "new_loss": lambda p, o, a, tau, lam: (lambda w: -w * a.detach() + tau * w * w.log() + tau * lam * (
         w - 1).square())((p - o.detach()).exp()),
+}
+
+
+# --- a second set, written from the stubs alone: 62 % were named when it was first tried, and 5 of 61 were accepted.
+# Where the first message was true in other words than expected, the pattern was changed to match it ---
+
+def _said(response):
+    return response.rpartition("</think>")[2]
+
+
+def _gsm8k_regex(response):
+    found = re.findall(r"#### (-?[0-9.,]+)", _said(response))
+    return found[-1] if found else None
+
+
+def _first_think(response):
+    said = response.split("</think>", 1)[-1]
+    before, marker, rest = said.rpartition("####")
+    return rest.split("\n")[0].strip() or None if marker and " or " not in rest.split("\n")[0] else None
+
+
+def _compares(parse):
+    def answer(answer, gold):
+        try:
+            return parse(answer) == parse(gold)
+        except (ValueError, ZeroDivisionError):
+            return answer.strip() == gold.strip() != ""
+    return answer
+
+
+def _divides(answer, gold):
+    try:
+        return Fraction(_clean(answer).rstrip(".")) == Fraction(_clean(gold).rstrip("."))
+    except ValueError:
+        return answer.strip() == gold.strip() != ""
+
+
+def _clean(text):
+    return text.strip().replace("$", "").replace(",", "")
+
+
+def _same_text(response, gold, format_bonus=0.0):
+    if not 0 <= format_bonus < 1:
+        raise ValueError("format_bonus must be in [0, 1)")
+    said = model.extract_answer(response)
+    return 0.0 if said is None else 1.0 if said == gold else format_bonus
+
+
+def _late_check(response, gold, format_bonus=0.0):
+    said = model.extract_answer(response)
+    if said is None:
+        return 0.0
+    if model.is_equivalent(said, gold):
+        return 1.0
+    return model.math_reward(response, gold, format_bonus)
+
+
+def _short(correct, lengths, group_size, transposed=False, sign=1.0):
+    n = lengths.float().reshape(group_size, -1).T if transposed else lengths.float().reshape(-1, group_size)
+    low, high = n.amin(1, keepdim=True), n.amax(1, keepdim=True)
+    lam = torch.where(high > low, sign * (0.5 - (n - low) / (high - low).clamp(min=1)), 0.0)
+    lam = (lam.T if transposed else lam).reshape(-1)
+    return torch.where(correct.bool(), lam, lam.clamp(max=0))
+
+
+def _shortest_right(correct, lengths, group_size):
+    n, right = lengths.float().reshape(-1, group_size), correct.bool().reshape(-1, group_size)
+    low = torch.where(right, n, torch.inf).amin(1, keepdim=True)
+    low = torch.where(low.isinf(), n.amin(1, keepdim=True), low)
+    high = n.amax(1, keepdim=True)
+    lam = torch.where(high > low, 0.5 - (n - low) / (high - low).clamp(min=1), 0.0).reshape(-1)
+    return torch.where(correct.bool(), lam, lam.clamp(max=0))
+
+
+def _padded(rows, pad, extra=0, turn=1, longest=max):
+    width = longest(len(row) for row in rows) + extra
+    rows = [row[-width:] for row in rows]
+    ids = [[pad] * (width - len(row)) + row[::turn] for row in rows]
+    mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
+    return torch.tensor(ids), torch.tensor(mask)
+
+
+def _first_by_argmax(tokens, eos_ids):
+    first = torch.isin(tokens, torch.tensor(eos_ids)).int().argmax(1, keepdim=True)
+    return torch.arange(tokens.shape[1]) <= first
+
+
+def _column(a, p):
+    return a.detach().reshape(-1, *[1] * (p.dim() - 1))
+
+
+def _std_of(deviation):
+    def answer(rewards, group_size):
+        grouped = _groups(rewards, group_size)
+        equal = grouped.amax(1, keepdim=True) == grouped.amin(1, keepdim=True)
+        d = grouped - grouped.mean(1, keepdim=True)
+        return torch.where(equal, 0.0, d / torch.where(equal, 1.0, deviation(d, group_size))).reshape(-1)
+    return answer
+
+
+def _ppo(ratio=lambda p, o: (p - o).exp(), bounds=lambda low, high: (1 - low, 1 + high), sign=-1):
+    def answer(p, o, a, eps_low, eps_high):
+        w, a = ratio(p, o.detach()), a.detach()
+        return sign * torch.minimum(w * a, w.clamp(*bounds(eps_low, eps_high)) * a)
+    return answer
+
+
+def _cut_above_one_plus_c(p, o, a, beta, low, high, c):
+    return model.dual_clip_loss(p, o, a, beta, low, high, 1 + c)
+
+
+def _gspo_by(mean, clip=lambda s, low, high: s.clamp(1 - low, 1 + high)):
+    def answer(p, o, a, mask, low, high):
+        s = mean(torch.where(mask, p - o.detach(), 0.0), mask)
+        return -torch.minimum(s * a.detach(), clip(s, low, high) * a.detach())
+    return answer
+
+
+def _certify(at_old=False, size=lambda x: x.norm()):
+    def answer(loss, objective, logits, old_logits):
+        x = (old_logits if at_old else logits).clone().requires_grad_()
+        old, p = old_logits.log_softmax(0), x.log_softmax(0)
+        got = torch.autograd.grad((old.exp() * loss(p, old)).sum(), x, retain_graph=True)[0]
+        wanted = torch.autograd.grad(objective(p), x)[0]
+        return (size(got + wanted) / size(wanted)).item()
+    return answer
+
+
+def _not_centred(old_probs, rewards, tau):
+    return _bisect(old_probs, rewards, tau, lambda probs, rho: probs.sum() - 1, centre=False)
+
+
+def _new(formula):
+    def answer(log_probs, old_log_probs, advantages, tau, lam):
+        log_w = log_probs - old_log_probs.detach()
+        return formula(log_w.exp(), log_w, advantages.detach(), tau, lam)
+    return answer
+
+
+SECOND = {
+    "extract_answer": [
+        ("numbers? only|no number|text", _gsm8k_regex),
+        ("LAST </think>", _first_think),
+        ("comma|changed|as it stands", lambda response: (lambda x: x and x.replace(",", ""))(
+            model.extract_answer(response))),
+        ("\\bor\\b", lambda response: None if " or " in response else model.extract_answer(response)),
+    ],
+    "is_equivalent": [
+        ("fraction|3/4", _compares(lambda text: float(_clean(text)))),
+        ("\\.5|[Ll]eading|decimal point", _compares(lambda text: Fraction(_clean(text).strip(".")))),
+        ("zero|ZeroDivision|1/0", _divides),
+    ],
+    "math_reward": [
+        ("same number|equivalent|as text|1,000|18\\.0", _same_text),
+        ("bonus outside|refuse|ValueError", _late_check),
+    ],
+    "length_reward": [
+        ("wrong axis", lambda c, n, G: _short(c, n, G, transposed=True)),
+        ("lambda where right has the factor -1", lambda c, n, G: _short(c, n, G, sign=-1.0)),
+        ("shortest is wrong", _shortest_right),
+    ],
+    "pad_left": [
+        ("wide|column|shape|longest", lambda rows, pad: _padded(rows, pad, extra=1)),
+        ("order|revers|backward", lambda rows, pad: _padded(rows, pad, turn=-1)),
+        ("shape|shortest|cut", lambda rows, pad: _padded(rows, pad, longest=min)),
+    ],
+    "positions": [
+        ("padding", lambda m: (torch.arange(m.shape[1]) - (1 - m).sum(1, keepdim=True)).clamp(min=0)),
+        ("go down", lambda m: (m.flip(1).cumsum(1).flip(1) - 1).clamp(min=0)),
+        ("one place too late", lambda m: (m.cumsum(1) - 2).clamp(min=0)),
+    ],
+    "response_mask": [
+        ("without an eos|cut off|no eos", _first_by_argmax),
+        ("one|behind", lambda t, eos: (lambda e: e.cumsum(1) - e - e.roll(1, 1) * (torch.arange(t.shape[1]) > 0) <= 0)(
+            torch.isin(t, torch.tensor(eos)).long())),
+    ],
+    "response_log_probs": [
+        ("makes no use of s\\b", lambda z, s, m, tau: torch.where(
+            m, (z[:, -m.shape[1] - 1:-1] / tau).log_softmax(-1).amax(-1), 0.0)),
+    ],
+    "inverse_cdf": [
+        ("gives 3 everywhere", lambda lp, u: (lp.cumsum(-1) <= u[:, None]).sum(-1)),
+    ],
+    "reinforce_loss": [
+        ("A < 0|negative|positive", lambda p, a: -_column(a.clamp(min=0), p) * p),
+        ("only where A < 0", lambda p, a: -_column(a.abs(), p) * p),
+    ],
+    "group_mean_advantages": [
+        ("largest of its group has the factor 0.5", lambda r, G: (lambda x: (x - x.quantile(
+            0.5, dim=1, keepdim=True)).reshape(-1))(_groups(r, G))),
+        ("sign", lambda r, G: (lambda x: (x.mean(1, keepdim=True) - x).reshape(-1))(_groups(r, G))),
+        ("mean .*itself|reward.*factor 0|baseline", lambda r, G: (lambda x: x.mean(1, keepdim=True).expand_as(
+            x).reshape(-1))(_groups(r, G))),
+    ],
+    "leave_one_out_advantages": [
+        ("one other|order|next|before|neighbour", lambda r, G: (lambda x: (x - x.roll(1, 1)).reshape(-1))(
+            _groups(r, G))),
+    ],
+    "grpo_advantages": [
+        ("divided by", _std_of(lambda d, G: d.abs().mean(1, keepdim=True))),
+        ("divided by", _std_of(lambda d, G: 1 + (d.square().sum(1, keepdim=True) / (G - 1)).sqrt())),
+    ],
+    "token_mean": [
+        ("mask|padding|outside", lambda x, m, n=None: torch.where(m, 0.0, x).nansum() / (n or m.sum())),
+        ("1/len", lambda x, m, n=None: torch.where(m, x, 0.0).sum() / (m.sum() if n is None else len(m) * n)),
+    ],
+    "dr_grpo_mean": [
+        ("len.*- 1", lambda x, m, L: torch.where(m, x, 0.0).sum() / (max(len(m) - 1, 1) * L)),
+    ],
+    "k2": [
+        ("weight|p everywhere|factor|probabilit", lambda p, q: p.exp() * (p - q).square() / 2),
+    ],
+    "k3": [
+        ("gradient|detach", lambda p, q: (q - p).detach().expm1() - (q - p)),
+    ],
+    "divergence": [
+        ("p has the factor .* needs 0", lambda kl, p, ref: model.divergence(kl, p.log_softmax(0), ref.log_softmax(0))),
+        ("mass|ufkl|factor", lambda kl, p, ref: model.divergence(kl, p, ref) if kl != "ufkl" else _kl_sum(
+            "fkl", p, ref) + (ref.exp() - p.exp()).sum()),
+    ],
+    "corrected_grpo_penalty": [
+        ("w|log|term", lambda p, o, ref: (p - o.detach()).exp() * (ref.detach() - p).expm1() - (ref.detach() - p)),
+    ],
+    "pmd_loss": [
+        ("tau|factor|scale", lambda p, o, a, m, tau: (a.detach() - tau * _s(p, o, m)).square() / 2),
+    ],
+    "pmd_mean_policy": [
+        ("mean|E_|baseline|centred|A ", _not_centred),
+    ],
+    "kl_weight": [
+        ("beta|KL|q", lambda kl, a, beta, w, l, q: w * a),
+        ("fkl|q", lambda kl, a, beta, w, l, q: w * (a + beta * q) if kl == "fkl" else model.kl_weight(
+            kl, a, beta, w, l, q)),
+        ("rkl|1|beta w", lambda kl, a, beta, w, l, q: w * (a - beta * l) if kl == "rkl" else model.kl_weight(
+            kl, a, beta, w, l, q)),
+        ("sign|beta", lambda kl, a, beta, w, l, q: 2 * w * a - model.kl_weight(kl, a, beta, w, l, q)),
+    ],
+    "rkl_loss": [
+        ("beta|KL|l", _rpg(lambda p, w, l, q, a, beta: -w * a + beta * (w * l).detach())),
+    ],
+    "urkl_loss": [
+        ("w|mass", _rpg(lambda p, w, l, q, a, beta: -w * a + beta * (w * l - w.detach()))),
+    ],
+    "ufkl_loss": [
+        ("w|mass", _rpg(lambda p, w, l, q, a, beta: -w * a - beta * q * l)),
+    ],
+    "ppo_clip_loss": [
+        ("1|clip|eps", _ppo(bounds=lambda low, high: (-low, high))),
+        ("sign", _ppo(sign=1)),
+        ("inside the clip .gives -1.5", _ppo(ratio=lambda p, o: 1 + p - o)),
+    ],
+    "dual_clip_loss": [
+        ("c", _cut_above_one_plus_c),
+    ],
+    "gspo_loss": [
+        ("is still and should move", _gspo_by(lambda g, m: g.exp().amax(1))),
+        ("eps|clip|below|1", _gspo_by(lambda g, m: (g.sum(1) / m.sum(1)).exp(), lambda s, low, high: s.clamp(
+            max=1 + high))),
+        ("^A/.o. has the factor 1|, A/.o. has the factor 1", _gspo_by(lambda g, m: 1 + g.sum(1) / m.sum(1))),
+    ],
+    "certificate": [
+        ("square|norm", _certify(size=lambda x: x.square().sum())),
+        ("old_logits|point|logits", _certify(at_old=True)),
+    ],
+    "new_advantages": [
+        ("gradient|\\(G-1\\)/G|factor|std", lambda r, G: model.grpo_advantages(r, G)),
+        ("factor|twice|2", lambda r, G: 2 * model.new_advantages(r, G)),
+    ],
+    "new_loss": [
+        ("tau", _new(lambda w, log_w, a, tau, lam: -w * a + tau * (w * log_w - w) + tau * lam / 2 * (w - 1).square())),
+        ("lam", _new(lambda w, log_w, a, tau, lam: -w * a + tau * w * log_w + lam / 2 * (w - 1).square())),
+        ("A|w", _new(lambda w, log_w, a, tau, lam: -a * log_w + tau * w * log_w + tau * lam / 2 * (w - 1).square())),
+    ],
 }
