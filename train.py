@@ -4,7 +4,7 @@ r"""Reinforcement learning with verifiable rewards, as one readable loop: `pytho
         sample      y_1 .. y_G ~ pi_old( . | x) for each prompt x of the step        rollout.py
         verify      r_i = 1 if the answer of y_i is right, else 0                    reward_math.py
         baseline    A_i = r_i - mean of r over the group of x                        the objective's advantages
-        update      for each minibatch of whole groups (tiny: 4 a step, so pi_theta leaves pi_old):
+        update      for each minibatch of whole groups (up to 16 a step, so pi_theta leaves pi_old):
                         log pi_theta(y_t | x, y_<t), with gradients                  scoring.py
                         the objective's loss of each event, summed up, backward      pmd_mean.py, aggregation.py
                         one AdamW step
@@ -13,13 +13,13 @@ r"""Reinforcement learning with verifiable rewards, as one readable loop: `pytho
 objectives.py has one entry for each name of --objective.
 
 pi_old is the policy at the start of the step. Its log-probs are the sampler's own, so no second pass is needed.
-`--old-log-probs recomputed` makes one all the same. So does bfloat16 by default: there, decoding with a cache and
+`--old-log-probs recomputed` makes one all the same. So do bfloat16 and float16 by default: there, decoding with a cache and
 reading a response at once differ by more than float32 rounding.
 
 A response that was cut off stays in its group. It counts in the baseline, with the reward that its text earns.
 
 Presets. `tiny`, the default on every machine, is the embedded model and task (see tiny/make.py). It takes two CPU cores
-three minutes. `gsm8k` trains Qwen2.5-0.5B-Instruct on GSM8K and needs a GPU and a network. It was NOT run on a GPU by
+about a minute. `gsm8k` trains Qwen2.5-0.5B-Instruct on GSM8K and needs a GPU and a network. It was NOT run on a GPU by
 its authors. Every setting has a flag: `python train.py --help`.
 
 Precision. Every CPU computes in float32, so a run is the same on each to rounding. A CUDA device that has bfloat16 uses
@@ -72,7 +72,7 @@ def train(settings):
         rewards = shaped_rewards(settings, correct, sampled)  # [N]
         run.lap()
 
-        trained_on = trained_rows(settings, correct)  # [N'], by default all of them
+        trained_on = trained_rows(settings, correct)  # [N'], those of groups with a signal; gsm8k: all
         if len(trained_on):
             rollout = sampled.select(trained_on)  # the responses to train on, with the tensors of each
             if recomputes_old_log_probs(settings):

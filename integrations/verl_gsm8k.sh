@@ -29,10 +29,10 @@ overrides=(
   actor_rollout_ref.actor.use_kl_loss=False
   algorithm.use_kl_in_reward=False
 
-  # As the gsm8k preset of train.py: 32 prompts x 16 responses a step, in minibatches of 8 prompts.
-  data.train_batch_size=32
+  # As the gsm8k preset of train.py: 64 prompts x 16 responses a step, in minibatches of 4 prompts.
+  data.train_batch_size=64
   actor_rollout_ref.rollout.n=16
-  actor_rollout_ref.actor.ppo_mini_batch_size=8
+  actor_rollout_ref.actor.ppo_mini_batch_size=4
   actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=8
   actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=16
   actor_rollout_ref.actor.optim.lr=1e-6
