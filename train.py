@@ -13,8 +13,8 @@ r"""Reinforcement learning with verifiable rewards, as one readable loop: `pytho
 objectives.py has one entry for each name of --objective.
 
 pi_old is the policy at the start of the step. Its log-probs are the sampler's own, so no second pass is needed.
-`--old-log-probs recomputed` makes one all the same. So do bfloat16 and float16 by default: there, decoding with a cache and
-reading a response at once differ by more than float32 rounding.
+`--old-log-probs recomputed` makes one all the same. So do bfloat16 and float16 by default: there, decoding with a cache
+and reading a response at once differ by more than float32 rounding.
 
 A response that was cut off stays in its group. It counts in the baseline, with the reward that its text earns.
 
@@ -47,7 +47,7 @@ from importance import sequence_weights, token_weights, weighted
 from objectives import OBJECTIVES
 from plumbing import metrics, parallel
 from plumbing.batches import halving, log_probs_of, microbatches
-from plumbing.model import autocast, device_of, recomputes_old_log_probs
+from plumbing.model import autocast, device_of, overflowed, recomputes_old_log_probs
 from plumbing.run import Interrupt, Run, show
 from plumbing.settings import fail, parse_settings
 from reward_math import math_reward, verify
@@ -114,16 +114,21 @@ def backward(policy, objective, rollout, minibatch, settings, scaler=UNSCALED):
         with autocast(settings):
             log_probs = token_log_probs(policy, part, settings.temperature, per_prompt)  # [n, T], log pi_theta
         losses = objective.loss(log_probs, part, settings)  # [n, T] per token or [n] per response
-        if settings.importance_weights != "off":
-            weights = token_weights if losses.dim() == 2 else sequence_weights
-            losses = weighted(losses, weights(part.log_probs, part.sampler_log_probs, part.response_mask,
-                                              settings.importance_threshold, settings.importance_weights))
+        if settings.importance_weights != "off":  # off by default
+            losses = weighted_for_the_sampler(losses, part, settings)
         # settings.aggregate is the objective's own, unless --aggregate was given.
         loss = aggregate(losses, part.response_mask, settings.aggregate, num_responses=len(minibatch),
                          num_tokens=num_tokens, max_new_tokens=settings.max_new_tokens)
         scaler.scale(loss).backward()
         update.add(loss, log_probs, part)
     return update
+
+
+def weighted_for_the_sampler(losses, part, settings):
+    r"""Losses times pi_old of the trainer over pi_old of the sampler, of the token or of the response as they are."""
+    weights = token_weights if losses.dim() == 2 else sequence_weights
+    return weighted(losses, weights(part.log_probs, part.sampler_log_probs, part.response_mask,
+                                    settings.importance_threshold, settings.importance_weights))
 
 
 def optimizer_step(policy, optimizer, update, settings, steps_before, scaler=UNSCALED):
@@ -137,9 +142,7 @@ def optimizer_step(policy, optimizer, update, settings, steps_before, scaler=UNS
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(settings, steps_before)
         scaler.step(optimizer)
-    scale = scaler.get_scale()
-    scaler.update()  # a smaller scale, where the scaled gradient was not finite
-    update.overflowed = update.skipped and math.isfinite(update.loss) and scale > max(1, scaler.get_scale())
+    update.overflowed = overflowed(scaler) and update.skipped and math.isfinite(update.loss)
 
 
 def learning_rate(settings, steps_before):

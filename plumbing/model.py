@@ -63,6 +63,13 @@ def grad_scaler(settings):
     return scaler
 
 
+def overflowed(scaler):
+    r"""Ends an update for the scaler: True where the scaled gradient was not finite, and its factor could be halved."""
+    factor = scaler.get_scale()
+    scaler.update()
+    return factor > max(1, scaler.get_scale())
+
+
 def head_precision(settings):
     r"""Of the head's float32 products: "high", that is TF32, on CUDA beside the coarser bfloat16; else "highest"."""
     beside_bfloat16 = product_dtype(settings) == torch.bfloat16

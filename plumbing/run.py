@@ -67,9 +67,8 @@ class Run:
         self.optimizer = torch.optim.AdamW(self.policy.parameters(), lr=settings.lr,
                                            weight_decay=settings.weight_decay, fused=True)
         self.scaler = grad_scaler(settings)
-        state = dict(step=0, optimizer_steps=0, drawn=0, average_kl=0.0, skipped_in_a_row=0, seconds=0.0)
-        if self.scaler.is_enabled():
-            state["scaler"] = self.scaler.state_dict()
+        state = dict(step=0, optimizer_steps=0, drawn=0, average_kl=0.0, skipped_in_a_row=0, seconds=0.0,
+                     scaler=self.scaler.state_dict())
         if saved:
             try:
                 state = load_state(saved[0], self.policy, self.optimizer, self.reference, names=state)
@@ -78,7 +77,7 @@ class Run:
         self.first_step, self.seconds_before = state["step"] + 1, state["seconds"]
         self.optimizer_steps, self.drawn, self.average_kl, self.skipped_in_a_row = (
             state[name] for name in ("optimizer_steps", "drawn", "average_kl", "skipped_in_a_row"))
-        self.scaler.load_state_dict(state.get("scaler", {}))
+        self.scaler.load_state_dict(state["scaler"])
         if settings.resume and finished and state["step"] >= settings.steps:
             fail(f"the run in {self.out} is complete at step {state['step']}: raise --steps to go on")
         parallel.from_first(None)  # every process has looked at the folder before one of them writes to it
