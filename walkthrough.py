@@ -20,7 +20,7 @@ from gsm8k import format_prompt, load_problems
 from objectives import OBJECTIVES
 from plumbing.batches import log_probs_of
 from plumbing.metrics import Update
-from plumbing.model import autocast, load_model
+from plumbing.model import autocast, grad_scaler, load_model
 from plumbing.settings import fail, needs_reference, parse_settings, printable
 from reward_math import extract_answer, math_reward
 from rollout import sample_rollouts
@@ -96,7 +96,7 @@ def main(arguments):
     say("rollout.advantages", rollout.advantages, "of a response, or of each token where the objective has it so",
         first)
 
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=settings.lr)
+    optimizer, scaler = torch.optim.AdamW(policy.parameters(), lr=settings.lr), grad_scaler(settings)
     for number in (1, 2):
         print(f"\n--- {3 + number}. Update {number}: loss, backward (as in train.backward), train.optimizer_step")
         optimizer.zero_grad(set_to_none=True)
@@ -104,7 +104,7 @@ def main(arguments):
             log_probs = token_log_probs(policy, rollout, settings.temperature, settings.group_size)  # [N, T]
         losses = objective.loss(log_probs, rollout, settings)  # [N, T] per token or [N] per response
         loss = aggregate(losses, mask, settings.aggregate, max_new_tokens=settings.max_new_tokens)
-        loss.backward()
+        scaler.scale(loss).backward()
         ratio = (log_probs - rollout.log_probs).detach().exp()  # [N, T]
         say("log_probs", log_probs, "log pi_theta of the same tokens, with gradients  (scoring.token_log_probs)", first)
         say("ratio", ratio, "w = pi_theta / pi_old of each token; 1 while the policy is the sampler", first)
@@ -113,7 +113,7 @@ def main(arguments):
         say("loss", loss, f"one number ({settings.aggregate}), whose gradient is taken")
         update = Update(int(mask.sum()))
         update.add(loss, log_probs, rollout)
-        optimizer_step(policy, optimizer, update, settings, number - 1)
+        optimizer_step(policy, optimizer, update, settings, number - 1, scaler)
         print(f"\ngradient norm {update.grad_norm:.4f}, KL(pi_old || pi_theta) before this step "
               f"{update.kl / update.num_tokens:.2e} nats a token; AdamW takes a step of lr {settings.lr:g}")
 
