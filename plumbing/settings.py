@@ -284,6 +284,9 @@ def check(settings):
         fail(f"--clip-c must be larger than 1, not {settings.clip_c}")
     if settings.overlong_penalty > settings.max_new_tokens:
         fail(f"--overlong-penalty {settings.overlong_penalty} is more than --max-new-tokens {settings.max_new_tokens}")
+    if not settings.reward_above < settings.reward_below:
+        fail(f"--reward-above {settings.reward_above} must be less than --reward-below {settings.reward_below}: "
+             "else no group is trained on")
     if (settings.ref_update_every or settings.ref_update_kl) and not needs_reference(settings):
         fail("--ref-update-every and --ref-update-kl need --reference initial and --beta above 0: the sampler is new "
              "at each step anyway")

@@ -235,6 +235,10 @@ def test_reward_bounds_choose_what_is_trained_on(tmp_path, monkeypatch):
                          (["--reward-above", "0.25"], [4, 5, 6, 7]), (["--reward-below", "0.25"], [])):
         settings = program.parse_settings([*QUICK, "--group-size", "4", *bounds])
         assert program.trained_rows(settings, correct).tolist() == kept
+    for bounds in (["--reward-above", "nan"], ["--reward-above", "1", "--reward-below", "1"]):
+        with pytest.raises(SystemExit) as stop:
+            program.parse_settings([*QUICK, *bounds])
+        assert stop.value.code == 2
     sampled, trained = [], []
     plain, plain_sample = program.backward, program.sample
     monkeypatch.setattr(program, "sample", lambda *x: sampled.append(plain_sample(*x)) or sampled[-1])
