@@ -1088,8 +1088,8 @@ def claim_stale_data():
         for name in ("pmd_mean", "pmd_part", "grpo"):
             s, difference = found[name, updates], "-"
             if name != "pmd_mean":
-                pairs = [ours["finals"][seed] - s["finals"][seed] for seed in s["finals"] if seed in ours["finals"]]
-                cells.append(dict(objective=name, updates=updates, difference=mean_interval(pairs)))
+                cells.append(dict(objective=name, updates=updates,
+                                  difference=mean_interval(staleness.paired(ours["finals"], s["finals"]))))
                 difference = interval(cells[-1]["difference"])
             table.append(f"| {updates} | `{name}` | {s['candidate']['lr']:g} | "
                          f"{interval((s['final'], s['low'], s['high']))} | {s['drawdown']:.3f} | "

@@ -340,12 +340,21 @@ def summary(point, runs):
 
 def summaries(panel, runs, lines=None):
     r"""The summaries of a panel; in `steps` and `strength` with the points that they share with the main panel."""
-    found = points(panel)
-    if panel in ("steps", "strength") and any(summary(point, runs) for point in found):
-        own = {(point["line"], point["x"]) for point in found}
-        found += [{**point, "panel": panel} for point in points("main") if (point["line"], point["x"]) not in own]
-    found = [summary(point, runs) for point in found if lines is None or point["line"] in lines]
-    return sorted(filter(None, found), key=lambda s: s["x"])
+    def found(some):
+        return [s for s in (summary(point, runs) for point in some if lines is None or point["line"] in lines) if s]
+
+    own = points(panel)
+    summed = found(own)
+    if panel in ("steps", "strength") and summed:  # without runs of its own it would be the main panel again
+        places = {(point["line"], point["x"]) for point in own}
+        summed += found({**point, "panel": panel} for point in points("main")
+                        if (point["line"], point["x"]) not in places)
+    return sorted(summed, key=lambda s: s["x"])
+
+
+def paired(finals, others):
+    r"""Differences of final accuracies of the seeds that both have, {seed: accuracy} each: a list."""
+    return [finals[seed] - others[seed] for seed in finals if seed in others]
 
 
 def verdicts(runs):
@@ -355,8 +364,7 @@ def verdicts(runs):
         finals = {(s["line"], s["x"]): s["finals"] for s in summaries(panel, runs)}
         found = []
         for x in xs:
-            a, b = finals.get((line, x), {}), finals.get((other, x), {})
-            both = [a[seed] - b[seed] for seed in a if seed in b]
+            both = paired(finals.get((line, x), {}), finals.get((other, x), {}))
             if len(both) > 1:
                 found.append((x, *interval(both)))
         above, below = sum(low > 0 for *_, low, _ in found), sum(high < 0 for *_, high in found)
@@ -532,7 +540,8 @@ def report(runs, folder, lines=None):
     pictures = draw(runs, folder, lines)
     hours = sum(line["core_seconds"] for line in runs.values()) / 3600
     text = ["# Stale data: results", "", f"Made by `python studies/staleness.py --report` from {len(runs)} runs, "
-            f"{hours:.1f} core-hours. Protocol and definitions are at the top of that file.", "", *verdicts(runs)]
+            f"{hours:.1f} core-hours. Protocol and definitions are at the top of that file. Where objectives take the same "
+            "steps with one update per rollout, tau and beta are those of the one run for all of them.", "", *verdicts(runs)]
     for panel, title in (("main", "(a) Equal sampled responses"), ("steps", "(b) Equal optimizer steps"),
                          ("rates", "(c) Learning rates"), ("low", "(d) Low success"), ("strength", "(e) Tuned")):
         text += ["", f"## {title}"]
