@@ -43,6 +43,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import train as program  # noqa: E402
+from benchmarks.throughput import matmul_peak, seconds_of  # noqa: E402
 from gsm8k import format_prompt, load_problems  # noqa: E402
 from objectives import OBJECTIVES  # noqa: E402
 from plumbing.batches import log_probs_of  # noqa: E402
@@ -90,12 +91,7 @@ class Bench:
         return program.train(self.settings("tiny", "--save-every", 0, "--out", folder, *flags))
 
     def timed(self, function):
-        r"""(seconds, result), from an idle device to an idle device."""
-        wait = functools.partial(torch.cuda.synchronize, self.device) if self.on_cuda else lambda: None
-        wait()
-        clock, result = time.perf_counter(), function()
-        wait()
-        return time.perf_counter() - clock, result
+        return seconds_of(function, self.device)
 
     def peak_gib(self, function):
         r"""(the device's peak memory while it runs, result)."""
@@ -159,8 +155,7 @@ def host_synchronisations(function):
 def update(bench):
     size = 512 if bench.small else 8192
     dtype = torch.bfloat16 if bench.on_cuda and torch.cuda.is_bf16_supported(False) else torch.float32
-    a = torch.randn(size, size, device=bench.device, dtype=dtype)
-    peak = 2 * size**3 / min(bench.timed(lambda: a @ a)[0] for _ in range(8))
+    peak = matmul_peak(size, device=bench.device, dtype=dtype)
     yield {"what": f"matrix product of {size} x {size}, {str(dtype)[6:]}", "TFLOP/s": peak / 1e12}
     sizes = (256, 1024) if bench.small else (4096, 16_384, 65_536)
     for tokens, checkpointing, tf32 in itertools.product(sizes, (False, True), (False, True)[: 1 + bench.on_cuda]):

@@ -33,16 +33,22 @@ from rollout import pad_left, sample_rollouts  # noqa: E402
 SIZES = {"0.5M": (96, 3), "0.9M": (128, 4), "3M": (192, 6), "13M": (384, 8)}  # width, layers
 
 
-def seconds_of(function):
-    clock = time.perf_counter()
-    result = function()
+def seconds_of(function, device="cpu"):
+    r"""(seconds, result), from an idle device to an idle device."""
+    def wait():
+        if torch.device(device).type == "cuda":
+            torch.cuda.synchronize(device)
+
+    wait()
+    clock, result = time.perf_counter(), function()
+    wait()
     return time.perf_counter() - clock, result
 
 
-def matmul_peak(size=1536, repeats=8):
-    r"""Floating-point operations per second of a float32 matrix product, the best of `repeats`."""
-    a, b = torch.randn(size, size), torch.randn(size, size)
-    return 2 * size**3 / min(seconds_of(lambda: a @ b)[0] for _ in range(repeats))
+def matmul_peak(size=1536, repeats=8, device="cpu", dtype=torch.float32):
+    r"""Floating-point operations per second of a matrix product, the best of `repeats`."""
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    return 2 * size**3 / min(seconds_of(lambda: a @ b, device)[0] for _ in range(repeats))
 
 
 def random_model(name, tokenizer):
