@@ -5,20 +5,26 @@ more, whole responses at a time, with gradients. Three things make that right an
 
 - Positions count real tokens only. With left padding they must be given. Without them rotary models stay right, as only
   distances matter to them; models with learned positions are wrong without an error.
-- A group shares its prompt. It is read once, with gradients, for all of the group's responses.
+- A group shares its prompt, and responses differ in length. `pack` puts all real tokens of a minibatch in one row: each
+  prompt once, no padding. A layer works on one token at a time, but for attention. There `packed_attention` takes the
+  sequences apart, and pads them. With 64 responses of the embedded task 3 tokens in 10 are padding otherwise.
 - The vocabulary's matrix is the largest one of a small model. With 151,936 words the float32 logits of 16 responses of
   256 tokens take 2.5 GB, and as much again for each copy that backward keeps. So logits are computed at response tokens
   only. `VocabularyLogProbs` holds one block of columns at a time, and backward computes the block again.
 
 Precision. Under autocast the decoder multiplies in bfloat16 or float16. The head, the softmax and all that follows are
 float32, here as in the sampler. A model whose head does more than W h (a soft cap, a scale, a bias) keeps its own head,
-with whole logits and that head's rounding. `train.py` says at its start which of the two it found.
+with whole logits and that head's rounding, and padded rows. `train.py` says at its start what it found.
 
 `python rollout.py` shows these log-probs beside the sampler's.
 """
 
+from types import SimpleNamespace
+
 import torch
-from transformers.cache_utils import DynamicCache
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 BLOCK_NUMBERS = 2**24  # of float32 that a block of logits may have: 64 MB
 
@@ -111,44 +117,133 @@ class VocabularyLogProbs(torch.autograd.Function):
         return grad_hidden.to(hidden.dtype), grad_weight, None
 
 
+def pack(rollout, group_size=1):
+    r"""The real tokens of a rollout in one row, each prompt once: (inputs of the decoder, before [M]).
+
+    y_t's distribution is computed at the token before it: at `before` in the row, for each of the M response tokens.
+    A response's last token is left out, as nothing follows it. Example, G = 2 with two prompts:
+
+        pad x_1 x_2 | y_1 y_2        row     x_1 x_2   x_1 x_2 x_3   y_1   z_1 z_2   w_1
+        pad x_1 x_2 | z_1 z_2 z_3    of      prompt 1   prompt 2     responses: u_1 is not read
+        x_1 x_2 x_3 | u_1
+        x_1 x_2 x_3 | w_1 w_2
+    """
+    N, T = rollout.response_mask.shape
+    P = rollout.sequences.shape[1] - T
+    ids, place = rollout.sequences, positions(rollout.attention_mask)  # [N, P+T]
+    prompt = rollout.attention_mask[::group_size, :P].bool()  # [B, P]
+    response = rollout.response_mask[:, 1:]  # [N, T-1] where y_t is read: where another one follows
+
+    def row(x):  # [N, P+T] -> [1, L]
+        return torch.cat([x[::group_size, :P][prompt], x[:, P:-1][response]])[None]
+
+    def slots(mask, first):  # the place in the row of each token; 0 at padding
+        numbers = torch.arange(first, first + mask.sum(), device=mask.device)
+        return torch.zeros_like(mask, dtype=torch.long).masked_scatter(mask, numbers)
+
+    prompt_slots = slots(prompt, 0)  # [B, P]
+    response_slots = slots(response, prompt.sum())  # [N, T-1]
+    of_each = prompt_slots.repeat_interleave(group_size, dim=0)  # [N, P]
+    # Prompts attend to themselves. Padding stands on the right here, so what is causal never sees it.
+    to_the_left = torch.arange(P, device=ids.device) < prompt.sum(dim=1, keepdim=True)  # [B, P]
+    own = slots(to_the_left, 0)  # [B, P]
+    blocks = [(own, own, to_the_left, None)]
+    if T > 1:
+        # Responses attend to their prompt and to themselves up to y_t.
+        seen = rollout.attention_mask[:, None, :P].bool().expand(N, T - 1, P)  # [N, T-1, P]
+        causal = torch.ones(T - 1, T - 1, dtype=torch.bool, device=ids.device).tril().expand(N, T - 1, T - 1)
+        keys = torch.cat([of_each, response_slots], dim=1)  # [N, P+T-1]
+        blocks.append((response_slots, keys, response, torch.cat([seen, causal], dim=2)[:, None]))
+    before = torch.cat([of_each[:, -1:], response_slots], dim=1)[rollout.response_mask]  # [M]
+    # transformers takes a mask of four dimensions as it is. Without one it would build one of L x L.
+    unused = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=ids.device)
+    return dict(input_ids=row(ids), position_ids=row(place), attention_mask=unused, blocks=blocks), before
+
+
+def packed_attention(module, query, key, value, attention_mask, blocks=None, **options):
+    r"""An attention function for transformers: its own for padded sequences, and for a packed row where it has blocks.
+
+    query [1, H, L, d], key and value [1, h, L, d] -> [1, L, H, d]. Each block is a batch of padded sequences:
+    (slots of the queries [n, t], slots of the keys [n, s], which queries are real [n, t], what they see [n, 1, t, s] or
+    None for causal).
+    """
+    if blocks is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+    if options.get("sliding_window") is not None:
+        raise NotImplementedError("blocks with a sliding window")
+
+    def padded(x, slots):  # [1, heads, L, d] -> [n, heads, t, d]
+        rows = x[0].transpose(0, 1).flatten(1).index_select(0, slots.flatten())  # [n * t, heads * d]
+        return rows.view(*slots.shape, x.shape[1], x.shape[3]).transpose(1, 2)
+
+    outputs = []
+    for queries, keys, real, seen in blocks:
+        output, _ = sdpa_attention_forward(  # [n, t, H, d]
+            module, padded(query, queries), padded(key, keys), padded(value, keys), seen, **options)
+        outputs.append(output.flatten(0, 1).index_select(0, real.flatten().nonzero().squeeze(1)))
+    return torch.cat(outputs)[None], None
+
+
+AttentionInterface.register("packed", packed_attention)
+AttentionMaskInterface.register("packed", sdpa_mask)
+
+
+@torch.no_grad()
+def can_pack(model):
+    r"""Does a packed row give what padded rows give? The model is tried once; `packed_attention` is then its own.
+
+    Not with a sliding window, an attention of its own, or where it does not pass `blocks` on.
+    """
+    if not hasattr(model, "packs"):
+        model.packs = False
+        config = model.config.get_text_config()
+        layers = set(getattr(config, "layer_types", None) or ["full_attention"])
+        if config._attn_implementation == "sdpa" and layers == {"full_attention"}:
+            model.set_attn_implementation("packed")
+            ids = torch.tensor([[0, 1, 2, 3, 4], [0, 1, 2, 1, 0]], device=model.device) % config.vocab_size
+            mask = torch.tensor([[0, 1, 1, 1, 1], [0, 1, 1, 1, 0]], device=model.device)
+            rollout = SimpleNamespace(sequences=ids, attention_mask=mask, response_mask=mask[:, 3:].bool())
+            try:
+                with torch.autocast(model.device.type, enabled=False):
+                    model.packs = True
+                    packed = hidden_states(model, rollout, 2)  # [3, D]
+                    model.packs = False
+                    model.packs = torch.allclose(packed, hidden_states(model, rollout), atol=1e-3, rtol=1e-3)
+            except Exception:  # models that do not know the argument raise many kinds
+                model.packs = False
+            if not model.packs:
+                model.set_attn_implementation("sdpa")
+    return model.packs
+
+
+def hidden_states(model, rollout, group_size=1):
+    r"""What the decoder returns at the token before each of the M response tokens: [M, D]."""
+    decoder = model.get_decoder()
+    if can_pack(model):
+        inputs, before = pack(rollout, group_size)
+        return decoder(use_cache=False, **inputs).last_hidden_state[0][before]
+    ids, mask, T = rollout.sequences, rollout.attention_mask, rollout.response_mask.shape[1]
+    return decoder(input_ids=ids[:, :-1], attention_mask=mask[:, :-1], position_ids=positions(mask[:, :-1]),
+                   use_cache=False).last_hidden_state[:, -T:][rollout.response_mask]
+
+
 def token_log_probs(model, rollout, temperature=1.0, group_size=1):
     r"""log pi_theta(y_t | x, y_<t) of a rollout's response tokens, with gradients: [N, T] float32.
 
     0 outside the response mask. Logits are computed at response tokens only, see `VocabularyLogProbs`.
     group_size: so many consecutive rows share their prompt, which is read once for all of them. With 1 each row reads
-    its own. The numbers are the same to rounding. (A model with gradient checkpointing keeps no cache, so each row
-    always reads its own prompt.)
+    its own. The numbers are the same to rounding. (A model that cannot be packed always reads a prompt for each row.)
     """
-    N, T = rollout.response_mask.shape
-    P = rollout.sequences.shape[1] - T
-    ids, mask, decoder = rollout.sequences, rollout.attention_mask, model.get_decoder()
-    targets = ids[:, P:][rollout.response_mask]  # [M], M response tokens
+    ids, mask, T = rollout.sequences, rollout.attention_mask, rollout.response_mask.shape[1]
+    targets = ids[:, -T:][rollout.response_mask]  # [M], M response tokens
     if not has_plain_head(model):
         # What the model does after its head (soft-capping, a scale) is part of its policy.
         logits = model(input_ids=ids, attention_mask=mask, position_ids=positions(mask), use_cache=False,
                        logits_to_keep=T + 1).logits[:, :-1][rollout.response_mask].float() / temperature  # [M, V]
     else:
-        # The distribution of y_t is computed at the position before y_t.
-        if group_size == 1 or model.is_activation_checkpointing:  # the simplest case: every row with its own prompt
-            hidden = decoder(
-                input_ids=ids[:, :-1], attention_mask=mask[:, :-1], position_ids=positions(mask[:, :-1]),
-                use_cache=False,
-            ).last_hidden_state[:, P - 1 :]  # [N, T, D]
-        else:
-            cache = DynamicCache()
-            hidden = decoder(
-                input_ids=ids[::group_size, :P], attention_mask=mask[::group_size, :P],
-                position_ids=positions(mask[::group_size, :P]), past_key_values=cache, use_cache=True,
-            ).last_hidden_state[:, -1:].repeat_interleave(group_size, dim=0)  # [N, 1, D]
-            if T > 1:
-                cache.batch_repeat_interleave(group_size)
-                rest = decoder(
-                    input_ids=ids[:, P:-1], attention_mask=mask[:, :-1], position_ids=positions(mask[:, :-1])[:, P:],
-                    past_key_values=cache, use_cache=True,
-                ).last_hidden_state  # [N, T-1, D]
-                hidden = torch.cat([hidden, rest], dim=1)  # [N, T, D]
         weight = model.get_output_embeddings().weight  # [V, D]
-        hidden = hidden[rollout.response_mask] / temperature  # [M, D]: smaller than the logits, which are linear in it
+        # Divided here: hidden states are smaller than logits, which are linear in them.
+        hidden = hidden_states(model, rollout, group_size) / temperature  # [M, D]
         if len(hidden) * len(weight) > BLOCK_NUMBERS:
             log_probs = VocabularyLogProbs.apply(hidden, weight, targets)  # [M]
             return torch.zeros_like(rollout.log_probs).masked_scatter(rollout.response_mask, log_probs)  # [N, T]

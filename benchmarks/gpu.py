@@ -191,7 +191,7 @@ def one_microbatch(bench, tokens, checkpointing, dtype):
     finally:
         bench.model.zero_grad(set_to_none=True)
         with_checkpointing(bench.model, False)
-    return min(seconds), N * T + P * (N if checkpointing else N // G), N * T
+    return min(seconds), N * T + P * N // G, N * T
 
 
 def with_checkpointing(model, on):

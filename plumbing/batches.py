@@ -17,9 +17,8 @@ def microbatches(rollout, rows, settings):
     r"""Cuts whole groups of rows into parts for one forward pass: a list of (rows of the part, rows per prompt).
 
     A part has at most micro_batch_size responses ("auto": any number) and tokens_per_microbatch tokens, padding
-    included. Responses of similar length go together, so that little is padding. A group that does not fit is cut into
-    pieces that do. With gradient checkpointing, which keeps no cache, each row reads its own prompt. Several processes
-    share the groups.
+    included (attention pads). Responses of similar length go together, so that little is. A group that does not fit is
+    cut into pieces that do. Several processes share the groups.
     """
     G, lengths = settings.group_size, rollout.response_mask.sum(dim=1).cpu()  # [N]
     most = math.inf if settings.micro_batch_size == "auto" else settings.micro_batch_size
@@ -32,8 +31,7 @@ def microbatches(rollout, rows, settings):
     def tokens(pieces):  # [k, size] -> of one padded forward pass
         return len(pieces) * (int(prompts[pieces].max()) + pieces.shape[1] * int(lengths[pieces].max()))
 
-    largest = 1 if settings.gradient_checkpointing else G
-    for size in (size for size in range(largest, 0, -1) if G % size == 0):
+    for size in (size for size in range(G, 0, -1) if G % size == 0):
         pieces = groups.view(-1, size)
         if size == 1 or size <= most and all(
                 tokens(piece[None]) <= settings.tokens_per_microbatch for piece in pieces):

@@ -46,6 +46,16 @@ class Update:
         self.loss, self.kl, self.kl_ref, self.mismatch = parallel.total(sums).tolist()
 
 
+def average_kl(before, update):
+    r"""The KL to the reference in nats per token, averaged over updates with a weight of 0.1 for the newest.
+
+    The KL of a skipped update may be nan, and an average that has taken one in stays nan: it is left out.
+    """
+    if update.skipped:
+        return before
+    return 0.9 * before + 0.1 * update.kl_ref / max(1, update.num_tokens)
+
+
 def row(step, sampled, rewards, updates, group_size, mismatch, has_reference, accuracy, seconds):
     r"""The metrics of a step as a dict: `sampled` is its whole Rollout, rewards [N], updates a list of Update.
 

@@ -25,7 +25,7 @@ from plumbing.curves import draw_curves
 from plumbing.model import grad_scaler, load_model, precision
 from plumbing.settings import fail, needs_reference, printable
 from rollout import check_positions
-from scoring import has_plain_head
+from scoring import can_pack, has_plain_head
 
 SKIPPED_IN_A_ROW = 3  # so many updates that are not finite, one after another, end the run
 
@@ -91,7 +91,9 @@ class Run:
 
     def print_start(self):
         parameters = sum(parameter.numel() for parameter in self.policy.parameters())
-        head = "vocabulary in blocks" if has_plain_head(self.policy) else "whole logits, as its head does more than W h"
+        head = "whole logits, as its head does more than W h"
+        if has_plain_head(self.policy):
+            head = f"vocabulary in blocks, rows {'packed' if can_pack(self.policy) else 'padded'}"
         print(f"{self.settings.objective}: {parameters:,} parameters on {parallel.world()} x {self.policy.device}, "
               f"{precision(self.settings)}, {head}, {len(self.problems)} training problems, {len(self.held_out)} held "
               f"out, run in {self.out}")
@@ -142,8 +144,7 @@ class Run:
                 what = "loss" if not math.isfinite(update.loss) else "gradient"
                 self.stop_not_finite(step, f"the {what} was not finite in {self.skipped_in_a_row} updates in a row "
                                      f"(loss {update.loss}, gradient norm {update.grad_norm})")
-        else:  # the KL of a skipped update may be nan, and an average would stay nan
-            self.average_kl = 0.9 * self.average_kl + 0.1 * update.kl_ref / max(1, update.num_tokens)
+        self.average_kl = metrics.average_kl(self.average_kl, update)
 
     def reference_is_due(self):
         r"""Is it time to copy the policy into the reference, by the number of updates or by the average KL to it?"""

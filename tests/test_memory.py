@@ -28,23 +28,23 @@ def test_an_update_with_151936_words_stays_under_1_gb():
 
 @pytest.fixture(params=["forward", "backward"])
 def small_memory(request, tiny):
-    r"""(model, tokenizer, the numbers of responses for which there was no room): training has room for three.
+    r"""(model, tokenizer, the numbers of tokens for which there was no room): training has room for 200.
 
     "backward": the last layer has its gradients when memory is found not to be enough.
     """
     model, refused = copy.deepcopy(tiny[0]), []
 
-    def check(rows):
-        if rows > 3:
-            refused.append(rows)
+    def check(x):  # [1, tokens, D]
+        if x.shape[1] > 200:
+            refused.append(x.shape[1])
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
     def after(module, inputs, output):
-        hidden = output[0] if isinstance(output, tuple) else output  # [rows, tokens, D]
+        hidden = output[0] if isinstance(output, tuple) else output  # [1, tokens, D]
         if request.param == "forward" and torch.is_grad_enabled():
-            check(len(hidden))
+            check(hidden)
         elif hidden.requires_grad:
-            hidden.register_hook(lambda gradient: check(len(gradient)))
+            hidden.register_hook(check)
 
     model.model.layers[1].register_forward_hook(after)
     return model, tiny[1], refused

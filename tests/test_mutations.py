@@ -269,7 +269,7 @@ def patched(source, function, old, new):
 @pytest.mark.parametrize("what, file, function, old, new, check", MUTATIONS,
                          ids=[f"{file}.{function}: {what}" for what, file, function, *_ in MUTATIONS])
 def test_the_bug_is_caught(what, file, function, old, new, check, tmp_path, monkeypatch):
-    path, tests = ROOT / f"{file}.py", ROOT / "tests" / f"test_{file}.py"
+    path, tests = ROOT / f"{file.replace('.', '/')}.py", ROOT / "tests" / f"test_{file.split('.')[-1]}.py"
     if not (path.is_file() and tests.is_file()):
         pytest.skip(f"{file}.py or its tests are not there")
     copy = tmp_path / path.name

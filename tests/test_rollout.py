@@ -1,6 +1,7 @@
 r"""The sampler: its masks, its distribution, its log-probs, and its independence of the batch."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from conftest import small_model
 
 from gsm8k import format_prompt
 from rollout import Rollout, inverse_cdf, pad_left, sample_rollouts, uniforms
-from scoring import has_plain_head, positions, token_log_probs
+from scoring import can_pack, has_plain_head, pack, positions, token_log_probs
 
 PROMPTS = [
     "Ava has 12 apples. How many apples does Ava have?",
@@ -254,6 +255,89 @@ def test_a_prompt_read_once_for_its_group_gives_the_same_gradient(any_model, tem
         assert (results[group_size][1] - results[1][1]).norm() < 1e-5 * results[1][1].norm()
 
 
+# --- packed rows: prompts once, no padding ---
+
+def test_a_packed_row_by_hand():
+    r"""The example in pack's docstring. Tokens: x is 10 + t and 20 + t, y 30 + t, z 40 + t, u 50 + t, w 60 + t."""
+    rollout = SimpleNamespace(
+        sequences=torch.tensor([[0, 11, 12, 31, 32, 0], [0, 11, 12, 41, 42, 43], [21, 22, 23, 51, 0, 0],
+                                [21, 22, 23, 61, 62, 0]]),
+        attention_mask=torch.tensor([[0, 1, 1, 1, 1, 0], [0, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 0]]))
+    rollout.response_mask = rollout.attention_mask[:, 3:].bool()
+    inputs, before = pack(rollout, 2)
+    assert inputs["input_ids"].tolist() == [[11, 12, 21, 22, 23, 31, 41, 42, 61]]
+    assert inputs["position_ids"].tolist() == [[0, 1, 0, 1, 2, 2, 2, 3, 3]]
+    row = inputs["input_ids"][0]
+    assert row[before].tolist() == [12, 31, 12, 41, 42, 23, 23, 61]  # before y_1 y_2, z_1 z_2 z_3, u_1, w_1 w_2
+    (_, own, real, _), (queries, keys, read, seen) = inputs["blocks"]
+    assert row[own][real].tolist() == [11, 12, 21, 22, 23]
+    assert [row[keys[1]][seen[1, 0, t]].tolist() for t in range(2)] == [[11, 12, 41], [11, 12, 41, 42]]
+    assert row[queries][read].tolist() == [31, 41, 42, 61]
+    apart, _ = pack(rollout)  # every row with its own prompt
+    assert apart["input_ids"].tolist() == [[11, 12, 11, 12, 21, 22, 23, 21, 22, 23, 31, 41, 42, 61]]
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_packed_rows_give_what_padded_rows_give(any_model, checkpointing):
+    model, tokenizer = copy.deepcopy(any_model[0]), any_model[1]
+    rollout = sample_rollouts(model, tokenizer, prompts_for(tokenizer), 4, 24, seed=1)
+    T = rollout.response_mask.shape[1]
+    for row in range(0, 12, 2):  # cut to 1, 5, 9, ... tokens: random models seldom end a response
+        rollout.response_mask[row, 1 + 2 * row :] = rollout.attention_mask[row, 1 + 2 * row - T :] = 0
+    weights = torch.randn(rollout.log_probs.shape, generator=torch.Generator().manual_seed(0))
+    if checkpointing:
+        model.activation_checkpointing_enable()
+        model.train()
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+    results = {}
+    assert can_pack(model)
+    for packed, group_size in ((True, 4), (True, 1), (False, 1)):
+        model.packs = packed
+        model.zero_grad()
+        log_probs = token_log_probs(model, rollout, 0.8, group_size)
+        (weights * log_probs).sum().backward()
+        results[packed, group_size] = log_probs.detach(), torch.cat([p.grad.flatten() for p in model.parameters()])
+    for key in ((True, 4), (True, 1)):
+        torch.testing.assert_close(results[key][0], results[False, 1][0], atol=1e-4, rtol=0)
+        assert (results[key][1] - results[False, 1][1]).norm() < 1e-5 * results[False, 1][1].norm()
+
+
+@pytest.mark.parametrize("family", ["window", "layers with a window", "chosen attention"])
+def test_models_that_cannot_be_packed_are_padded(tokenizer, family):
+    import transformers as hf
+
+    torch.manual_seed(0)
+    sizes = dict(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                 num_attention_heads=4, num_key_value_heads=2, bos_token_id=None, eos_token_id=1, pad_token_id=0)
+    model = {
+        "window": lambda: hf.MistralForCausalLM(hf.MistralConfig(sliding_window=8, **sizes)),
+        "layers with a window": lambda: hf.Qwen2ForCausalLM(hf.Qwen2Config(
+            use_sliding_window=True, sliding_window=8, max_window_layers=1, **sizes)),
+        "chosen attention": lambda: hf.LlamaForCausalLM(hf.LlamaConfig(attn_implementation="eager", **sizes)),
+    }[family]().eval()
+    chosen = model.config._attn_implementation
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3.0 if parameter.dim() > 1 else 1.0)
+    rollout = sample_rollouts(model, tokenizer, prompts_for(tokenizer), 3, 20, seed=0)
+    assert not can_pack(model) and model.config._attn_implementation == chosen
+    for group_size in (1, 3):
+        again = token_log_probs(model, rollout, group_size=group_size)
+        torch.testing.assert_close(again, rollout.log_probs, atol=1e-3, rtol=0)
+
+
+def test_a_model_that_was_packed_is_saved_as_any_other(tiny, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    model = copy.deepcopy(tiny[0])
+    assert can_pack(model) and model.config._attn_implementation == "packed"
+    model.save_pretrained(tmp_path)
+    assert "packed" not in (tmp_path / "config.json").read_text()
+    assert AutoModelForCausalLM.from_pretrained(tmp_path).config._attn_implementation == "sdpa"
+
+
 def test_one_token_responses_in_a_group(tiny):
     rollout = sample_rollouts(*tiny, prompts_for(tiny[1]), 4, 1, seed=0)
     torch.testing.assert_close(token_log_probs(tiny[0], rollout, 1.0, 4), rollout.log_probs, atol=1e-4, rtol=0)
@@ -263,11 +347,14 @@ def test_the_group_s_prompt_is_read_once(tiny):
     model, tokenizer = copy.deepcopy(tiny[0]), tiny[1]
     rollout = sample_rollouts(model, tokenizer, prompts_for(tokenizer), 8, 20, seed=0)
     seen = []
+    assert can_pack(model)
     model.model.layers[0].mlp.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[:2].numel()))
     N, T = rollout.response_mask.shape
     P = rollout.sequences.shape[1] - T
     token_log_probs(model, rollout, 1.0, 8)
-    assert sum(seen) == N // 8 * P + N * (T - 1)
+    prompts, responses = rollout.attention_mask[::8, :P].sum(), rollout.response_mask.sum()
+    assert prompts < N // 8 * P and responses < N * T  # there is padding, and none of it is read
+    assert seen == [prompts + responses - N]  # nothing follows a last token
     seen.clear()
     sample_rollouts(model, tokenizer, prompts_for(tokenizer), 8, 20, seed=0)
     assert seen[0] == N // 8 * P and sum(seen[1:]) <= N * (T - 1)

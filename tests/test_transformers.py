@@ -3,10 +3,12 @@ r"""What this project uses of transformers beyond its documented interface, each
 A failure here says that the installed release changed it, and names the one place that relies on it.
 """
 
+import copy
+
 import pytest
 import torch
 import transformers
-from transformers.cache_utils import Cache, DynamicCache, StaticLayer
+from transformers.cache_utils import Cache, StaticLayer
 
 from rollout import FixedLayer, InPlaceLayer
 
@@ -42,28 +44,28 @@ def test_a_static_layer_can_start_in_the_middle():
     assert keys.dtype == torch.float32
 
 
-def test_a_dynamic_cache_repeats_its_rows_with_gradients():
-    cache = DynamicCache()
-    keys = torch.ones(1, 1, 2, 1, requires_grad=True)
-    cache.update(keys, keys, 0)
-    cache.batch_repeat_interleave(3)
-    assert cache.layers[0].keys.shape[0] == 3, RELEASE + "scoring.token_log_probs"
-    cache.layers[0].keys.sum().backward()
-    assert keys.grad.flatten().tolist() == [3.0, 3.0], RELEASE + "scoring.token_log_probs"
+def test_an_attention_function_of_one_s_own_is_given_the_decoder_s_arguments(tiny):
+    model, seen = copy.deepcopy(tiny[0]), []
+
+    def attention(module, query, key, value, attention_mask, **options):
+        seen.append((query.shape, attention_mask.shape, options["blocks"]))
+        return query.transpose(1, 2), None
+
+    transformers.AttentionInterface.register("of a test", attention)
+    model.set_attn_implementation("of a test")
+    unused = torch.ones(1, 1, 1, 1, dtype=torch.bool)
+    model.get_decoder()(input_ids=torch.arange(5)[None], attention_mask=unused, use_cache=False, blocks="these")
+    assert seen == 4 * [((1, 4, 5, 32), (1, 1, 1, 1), "these")], RELEASE + "scoring.packed_attention"
 
 
-@pytest.mark.parametrize("name", ["get_decoder", "get_output_embeddings", "activation_checkpointing_enable",
-                                  "is_activation_checkpointing"])
+@pytest.mark.parametrize("name", ["get_decoder", "get_output_embeddings", "activation_checkpointing_enable"])
 def test_the_model_has_what_is_asked_of_it(tiny, name):
     assert hasattr(tiny[0], name), RELEASE + "scoring.py and plumbing/model.py"
 
 
 def test_gradient_checkpointing_recomputes_in_training_mode(tiny):
-    import copy
-
     model, calls = copy.deepcopy(tiny[0]), []
     model.activation_checkpointing_enable()
-    assert model.is_activation_checkpointing, RELEASE + "scoring.token_log_probs"
     model.train()
     model.model.layers[0].mlp.register_forward_pre_hook(lambda *_: calls.append(1))
     model(input_ids=torch.arange(4)[None], use_cache=False).logits.sum().backward()

@@ -49,7 +49,7 @@ class Bug:
     pitfall: int  # number in the list of bugs that real trainers have had; 0: not in it
     difficulty: str
     description: str
-    file: str
+    file: str  # as it is imported
     function: str
     old: str
     new: str
@@ -153,6 +153,8 @@ BUGS = [
         "right=False"),
     Bug("z40", 37, "hard", "the importance weights multiply the loss that is already a mean", "importance", "weighted",
         "losses) * w", "losses) * w.mean()"),
+    Bug("z41", 0, "medium", "the KL of a skipped update, nan, enters an average that then stays nan: the reference is "
+        "never updated again", "plumbing.metrics", "average_kl", "if update.skipped:", "if False:"),
 ]
 HINTS = {  # what input or measurement would show it
     "z01": "a response that corrects itself", "z02": "two answers that differ in one character",
@@ -176,7 +178,13 @@ HINTS = {  # what input or measurement would show it
     "z36": "the gradient, event by event, and not the value", "z37": "token ratios 4 and 1", "z38": "nan behind the "
                                                                                                     "end",
     "z39": "an impossible first token, and the lowest uniform number", "z40": "two responses with different weights",
+    "z41": "an update that was skipped",
 }
+
+
+def sources(folder):
+    r"""The modules that may have a bug, and what they import."""
+    return [*folder.glob("*.py"), *folder.glob("plumbing/*.py")]
 
 
 class Recorder:
@@ -214,15 +222,15 @@ def child(connection, folder, modules, tests):
     sys.dont_write_bytecode = True
     hidden = {str(ROOT), str(ROOT / "tests"), str(FOLDER), ""}
     sys.path = [str(folder), str(modules), *[path for path in sys.path if path not in hidden], str(tests.parent)]
-    project = {path.stem for path in modules.glob("*.py")}
-    for name in project:
+    project = {".".join(path.relative_to(modules).with_suffix("").parts) for path in sources(modules)}
+    for name in {"plumbing", *project}:
         sys.modules.pop(name, None)
     recorder = Recorder()
     pytest.main([str(folder / tests.name), "-x", "-q", "-p", "no:cacheprovider", "-c", os.devnull,
                  "--rootdir", str(folder)], plugins=[recorder])
     places = {name: getattr(module, "__file__", None) for name, module in list(sys.modules.items())}
     strange = [name for name in project & set(places) if places[name] and
-               Path(places[name]).parent not in (Path(folder), Path(modules))]
+               not places[name].startswith((f"{folder}/", f"{modules}/"))]
     connection.send(dict(failed=recorder.failed, traceback=recorder.traceback, passed=recorder.passed, strange=strange,
                          project=sorted(project & set(places)),
                          others=[name for name, place in places.items() if place and name not in project and
@@ -287,10 +295,10 @@ def main(argv=None):
     with tempfile.TemporaryDirectory(prefix="bug_zoo_") as temporary:
         temporary = Path(temporary).resolve()
         modules = temporary / "modules"
-        modules.mkdir()
-        for path in ROOT.glob("*.py"):
+        (modules / "plumbing").mkdir(parents=True)
+        for path in sources(ROOT):
             if path != tests:
-                shutil.copy(path, modules)
+                shutil.copy(path, modules / path.relative_to(ROOT))
 
         def folder_of(name):
             folder = temporary / name
@@ -325,9 +333,11 @@ def main(argv=None):
         jobs = {}
         for bug in bugs:
             if bug.file in plain["project"]:
-                jobs[bug.id] = folder_of(bug.id)
-                source = (modules / f"{bug.file}.py").read_text()
-                (jobs[bug.id] / f"{bug.file}.py").write_text(TABLE.patched(source, bug.function, bug.old, bug.new))
+                jobs[bug.id], path = folder_of(bug.id), f"{bug.file.replace('.', '/')}.py"
+                if "." in bug.file:  # a package is imported from one folder
+                    shutil.copytree(modules / "plumbing", jobs[bug.id] / "plumbing")
+                source = (modules / path).read_text()
+                (jobs[bug.id] / path).write_text(TABLE.patched(source, bug.function, bug.old, bug.new))
         results = dict(run(jobs, max(1, arguments.jobs), 30 + 5 * base, modules, tests))
 
     caught, unused = 0, []
@@ -340,7 +350,7 @@ def main(argv=None):
         caught += bool(by)
         if bug.file not in plain["project"]:
             unused.append(bug.file)
-        line = f"{bug.id}  {bug.file:14s}{bug.difficulty:8s}" + (f"caught by {by}" if by else "LIVES")
+        line = f"{bug.id}  {bug.file:18s}{bug.difficulty:8s}" + (f"caught by {by}" if by else "LIVES")
         print(line + ("" if by else f", in {bug.function}"))
         if by or arguments.reveal:
             print(f"     {bug.description}, in {bug.function}")

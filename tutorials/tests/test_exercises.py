@@ -219,6 +219,7 @@ CHECKS = {  # for the bugs that are no rows of test_mutations.py: a test of the 
     "z33": lambda t: t.test_microbatches_add_up_to_the_full_batch(tiny()),
     "z39": lambda t: t.test_inverse_cdf_by_hand(),
     "z40": lambda t: t.test_before_averaging_not_after(),
+    "z41": lambda t: t.test_the_average_kl_leaves_a_skipped_update_out(),
 }
 
 
@@ -230,7 +231,7 @@ def test_the_projects_tests_catch_every_bug_of_the_zoo(bug, tmp_path, monkeypatc
 
 
 def test_the_zoo_is_large_and_not_only_easy():
-    assert len(bug_zoo.BUGS) == len({bug.id for bug in bug_zoo.BUGS}) == 40
+    assert len(bug_zoo.BUGS) == len({bug.id for bug in bug_zoo.BUGS}) == 41
     assert list(bug_zoo.HINTS) == [bug.id for bug in bug_zoo.BUGS]
     assert len({bug.pitfall for bug in bug_zoo.BUGS} - {0}) >= 15
     assert {bug.difficulty for bug in bug_zoo.BUGS} == {"easy", "medium", "hard"}
@@ -238,7 +239,10 @@ def test_the_zoo_is_large_and_not_only_easy():
 
 def test_the_zoo_tells_what_is_caught_and_what_lives(tmp_path, capsys):
     path = tmp_path / "my_tests.py"
-    path.write_text("import torch\nfrom baselines import grpo_loss\nfrom pmd_mean import pmd_loss\n\n\n"
+    path.write_text("import torch\nfrom baselines import grpo_loss\nfrom pmd_mean import pmd_loss\n"
+                    "from plumbing.metrics import Update, average_kl\n\n\n"
+                    "def test_skipped():\n    update = Update(1)\n    update.skipped, update.kl_ref = True, 9.0\n"
+                    "    assert average_kl(1.0, update) == 1.0\n\n\n"
                     "def test_clip():\n    w = torch.tensor([2.0]).log()\n"
                     "    assert abs(grpo_loss(w, 0 * w, torch.tensor([1.0])) + 1.2) < 1e-6\n\n\n"
                     "def test_pmd():\n    s, m = torch.tensor([[0.2]]), torch.ones(1, 1)\n"
@@ -249,9 +253,10 @@ def test_the_zoo_tells_what_is_caught_and_what_lives(tmp_path, capsys):
     lines = {line.split()[0]: line for line in result.stdout.splitlines() if line.startswith("z")}
     assert len(lines) == len(bug_zoo.BUGS)
     assert "caught by test_clip" in lines["z19"] and "caught by test_pmd" in lines["z18"]
+    assert "caught by test_skipped" in lines["z41"]
     assert all("LIVES, in " in lines[bug] for bug in ("z01", "z12", "z24", "z29"))
     caught = sum("caught by" in line for line in lines.values())
-    assert f"{caught} of 40 caught" in result.stdout and f": {caught} of 30 points." in result.stdout
+    assert f"{caught} of {len(lines)} caught" in result.stdout and f": {caught} of 30 points." in result.stdout
     assert "min and max swapped" in result.stdout and "k3 in the other direction" not in result.stdout
     assert "Your tests import none of: reward_math, rollout" in result.stdout
     with pytest.raises(SystemExit):
