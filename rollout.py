@@ -35,7 +35,7 @@ from dataclasses import dataclass
 import torch
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, StaticLayer
 
-from scoring import has_plain_head, head_logits, positions, token_log_probs
+from scoring import can_pack, has_plain_head, head_logits, positions, token_log_probs
 
 PREFILL_TOKENS = 4096  # prompt tokens in one forward pass, padding included
 WITHOUT_FLOAT64 = ("mps",)  # kinds of device
@@ -293,6 +293,7 @@ def sample_rollouts(
     check_positions(model, int(prompt_mask.sum(dim=1).max()), max_new_tokens)
     was_training = model.training
     model.eval()  # no dropout: the sampler is the policy itself
+    can_pack(model)  # chooses the attention function; the same before and after the first update
 
     cache, logits = prefill(model, prompt_ids, prompt_mask, group_size, max_new_tokens, static=decode != "eager")
     prompt_ids = prompt_ids.repeat_interleave(group_size, dim=0)  # [N, P]

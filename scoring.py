@@ -26,6 +26,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+PLAIN_SCORES = 2**22  # of attention in a layer, which backward keeps: 16 MB
 BLOCK_NUMBERS = 2**24  # of float32 that a block of logits may have: 64 MB
 
 
@@ -168,7 +169,7 @@ def packed_attention(module, query, key, value, attention_mask, blocks=None, **o
     None for causal).
     """
     if blocks is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+        return attention(module, query, key, value, attention_mask, **options)
     if options.get("sliding_window") is not None:
         raise NotImplementedError("blocks with a sliding window")
 
@@ -178,10 +179,30 @@ def packed_attention(module, query, key, value, attention_mask, blocks=None, **o
 
     outputs = []
     for queries, keys, real, seen in blocks:
-        output, _ = sdpa_attention_forward(  # [n, t, H, d]
+        output, _ = attention(  # [n, t, H, d]
             module, padded(query, queries), padded(key, keys), padded(value, keys), seen, **options)
         outputs.append(output.flatten(0, 1).index_select(0, real.flatten().nonzero().squeeze(1)))
     return torch.cat(outputs)[None], None
+
+
+def attention(module, query, key, value, seen, **options):
+    r"""transformers' attention: query [n, H, t, d], key and value [n, h, s, d] -> [n, t, H, d].
+
+    seen: bool [n, 1, t, s]; None for causal. Small ones are written out for a CPU in float32, softmax(Q K^T) V. Its two
+    threads share these products; torch's fused attention takes as long with two as with one.
+    """
+    (n, H, t, d), (h, s) = query.shape, key.shape[1:3]
+    in_float32 = query.device.type == "cpu" and key.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    if not in_float32 or n * H * t * s > PLAIN_SCORES or seen is None and t > 1:
+        return sdpa_attention_forward(module, query, key, value, seen, **options)
+    queries = (options["scaling"] * query).reshape(n, h, H // h * t, d)  # H / h heads share a key and a value
+    scores = (queries @ key.transpose(2, 3)).view(n, h, H // h, t, s)
+    if seen is not None:
+        # Finite, as padding on the left sees nothing and must not become nan.
+        hidden = torch.zeros_like(seen, dtype=scores.dtype).masked_fill(~seen, torch.finfo(scores.dtype).min)
+        scores = scores + hidden[:, :, None]
+    weights = scores.softmax(dim=-1).view(n, h, H // h * t, s)
+    return (weights @ value).view(n, H, t, -1).transpose(1, 2), None
 
 
 AttentionInterface.register("packed", packed_attention)

@@ -30,6 +30,7 @@ from gsm8k import INSTRUCTION, load_problems  # noqa: E402
 from objectives import OBJECTIVES  # noqa: E402
 from plumbing.model import load_model  # noqa: E402
 from plumbing.settings import parse_settings  # noqa: E402
+from benchmarks.throughput import processor  # noqa: E402
 from reward_math import math_reward  # noqa: E402
 
 
@@ -118,7 +119,7 @@ def main():
 
     ratios = [t / sum(o) for o, t in zip(ours[1:], theirs[1:])]
     result = dict(
-        trl=trl.__version__, trl_precision="bfloat16" if known.trl_bf16 else "float32", threads=torch.get_num_threads(),
+        processor=processor(), trl=trl.__version__, trl_precision="bfloat16" if known.trl_bf16 else "float32", threads=torch.get_num_threads(),
         ours_seconds=statistics.median(sum(o) for o in ours[1:]),
         ours_rollout_seconds=statistics.median(o[0] for o in ours[1:]),
         ours_update_seconds=statistics.median(o[1] for o in ours[1:]),
