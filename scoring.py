@@ -122,12 +122,12 @@ def pack(rollout, group_size=1):
     r"""The real tokens of a rollout in one row, each prompt once: (inputs of the decoder, before [M]).
 
     y_t's distribution is computed at the token before it: at `before` in the row, for each of the M response tokens.
-    A response's last token is left out, as nothing follows it. Example, G = 2 with two prompts:
+    A response's last token is left out, as nothing follows it. Two prompts x and q, G = 2:
 
-        pad x_1 x_2 | y_1 y_2        row     x_1 x_2   x_1 x_2 x_3   y_1   z_1 z_2   w_1
-        pad x_1 x_2 | z_1 z_2 z_3    of      prompt 1   prompt 2     responses: u_1 is not read
-        x_1 x_2 x_3 | u_1
-        x_1 x_2 x_3 | w_1 w_2
+        pad x_1 x_2 | y_1 y_2
+        pad x_1 x_2 | z_1 z_2 z_3    the row:   x_1 x_2 | q_1 q_2 q_3 | y_1 | z_1 z_2 | w_1
+        q_1 q_2 q_3 | u_1            before:    of y_1 y_2: x_2 y_1;  of u_1: q_3;  of w_1 w_2: q_3 w_1
+        q_1 q_2 q_3 | w_1 w_2
     """
     N, T = rollout.response_mask.shape
     P = rollout.sequences.shape[1] - T
@@ -199,8 +199,8 @@ def attention(module, query, key, value, seen, **options):
     scores = (queries @ key.transpose(2, 3)).view(n, h, H // h, t, s)
     if seen is not None:
         # Finite, as padding on the left sees nothing and must not become nan.
-        hidden = torch.zeros_like(seen, dtype=scores.dtype).masked_fill(~seen, torch.finfo(scores.dtype).min)
-        scores = scores + hidden[:, :, None]
+        lowest = torch.finfo(scores.dtype).min
+        scores = scores + torch.zeros_like(seen, dtype=scores.dtype).masked_fill(~seen, lowest)[:, :, None]
     weights = scores.softmax(dim=-1).view(n, h, H // h * t, s)
     return (weights @ value).view(n, H, t, -1).transpose(1, 2), None
 

@@ -25,7 +25,8 @@ def is_equivalent(answer, gold):
     answer, gold: str -> bool. Never raises, whatever the text.
     Read as numbers, exactly: "18", "18.", "18.00", "$18" and " 18 " are equal, and so are "1,000" and "1000", "3/4"
     and "0.75". Not equal: "-7" and "7", "0.333" and "1/3", "" and anything (even ""), "18" and "118". Text that is no
-    number equals the same text only. Nothing is computed, "2**3" is not "8", and nothing is cut: "90 - 40" is not "90".
+    number equals the same text only; capitals may count or not. Nothing is computed, "2**3" is not "8", and nothing is
+    cut: "90 - 40" is not "90".
 
     Worked: is_equivalent("$1,000.00", "1000") is True; is_equivalent("0.333", "1/3") is False.
     Level: medium.
