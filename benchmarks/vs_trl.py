@@ -40,8 +40,8 @@ from plumbing.settings import parse_settings  # noqa: E402
 from reward_math import math_reward, verify  # noqa: E402
 from rollout import sample_rollouts  # noqa: E402
 
-GRID = [(updates, lr) for updates in (4, 16) for lr in (1e-4, 2e-4)]
-LONGEST = 40  # iterations of TRL, with --until
+GRID = [(16, 1e-4), (16, 2e-4)]  # as many updates per rollout as ours has at most
+LONGEST = 14  # iterations of TRL, with --until
 
 
 def our_iterations(settings):
@@ -143,12 +143,12 @@ def until(known):
     problems = load_problems(settings.eval_data, "test", settings.eval_size)
     rows = []
 
-    def accuracy(model):  # of a copy: the sampler chooses another attention function for its model
-        from transformers import AutoTokenizer
+    judge, tokenizer = load_model(settings, settings.model)
+    prompts = [format_prompt(tokenizer, p["question"]) for p in problems]
 
-        tokenizer = AutoTokenizer.from_pretrained(settings.model)
-        prompts = [format_prompt(tokenizer, p["question"]) for p in problems]
-        texts = sample_rollouts(copy.deepcopy(model), tokenizer, prompts, 1, settings.max_new_tokens, greedy=True).texts
+    def accuracy(model):  # of a copy: the sampler chooses another attention function for its model
+        judge.load_state_dict(model.state_dict())
+        texts = sample_rollouts(judge, tokenizer, prompts, 1, settings.max_new_tokens, greedy=True).texts
         return sum(verify(text, p["answer"]) for text, p in zip(texts, problems)) / len(problems)
 
     for updates, lr in GRID:
