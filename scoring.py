@@ -142,19 +142,22 @@ def pack(rollout, group_size=1):
         numbers = torch.arange(first, first + mask.sum(), device=mask.device)
         return torch.zeros_like(mask, dtype=torch.long).masked_scatter(mask, numbers)
 
+    def places(mask):  # where the tokens are in the padded block, row after row
+        return mask.flatten().nonzero().squeeze(1)
+
     prompt_slots = slots(prompt, 0)  # [B, P]
     response_slots = slots(response, prompt.sum())  # [N, T-1]
     of_each = prompt_slots.repeat_interleave(group_size, dim=0)  # [N, P]
     # Prompts attend to themselves. Padding stands on the right here, so what is causal never sees it.
     to_the_left = torch.arange(P, device=ids.device) < prompt.sum(dim=1, keepdim=True)  # [B, P]
     own = slots(to_the_left, 0)  # [B, P]
-    blocks = [(own, own, to_the_left, None)]
+    blocks = [(own, own, places(to_the_left), None)]
     if T > 1:
         # Responses attend to their prompt and to themselves up to y_t.
         seen = rollout.attention_mask[:, None, :P].bool().expand(N, T - 1, P)  # [N, T-1, P]
         causal = torch.ones(T - 1, T - 1, dtype=torch.bool, device=ids.device).tril().expand(N, T - 1, T - 1)
         keys = torch.cat([of_each, response_slots], dim=1)  # [N, P+T-1]
-        blocks.append((response_slots, keys, response, torch.cat([seen, causal], dim=2)[:, None]))
+        blocks.append((response_slots, keys, places(response), torch.cat([seen, causal], dim=2)[:, None]))
     before = torch.cat([of_each[:, -1:], response_slots], dim=1)[rollout.response_mask]  # [M]
     # transformers takes a mask of four dimensions as it is. Without one it would build one of L x L.
     unused = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=ids.device)
@@ -165,8 +168,8 @@ def packed_attention(module, query, key, value, attention_mask, blocks=None, **o
     r"""An attention function for transformers: its own for padded sequences, and for a packed row where it has blocks.
 
     query [1, H, L, d], key and value [1, h, L, d] -> [1, L, H, d]. Each block is a batch of padded sequences:
-    (slots of the queries [n, t], slots of the keys [n, s], which queries are real [n, t], what they see [n, 1, t, s] or
-    None for causal).
+    (slots of the queries [n, t], slots of the keys [n, s], places of the real queries among n * t, what they see
+    [n, 1, t, s] or None for causal).
     """
     if blocks is None:
         return attention(module, query, key, value, attention_mask, **options)
@@ -181,7 +184,7 @@ def packed_attention(module, query, key, value, attention_mask, blocks=None, **o
     for queries, keys, real, seen in blocks:
         output, _ = attention(  # [n, t, H, d]
             module, padded(query, queries), padded(key, keys), padded(value, keys), seen, **options)
-        outputs.append(output.flatten(0, 1).index_select(0, real.flatten().nonzero().squeeze(1)))
+        outputs.append(output.flatten(0, 1).index_select(0, real))
     return torch.cat(outputs)[None], None
 
 
@@ -226,26 +229,27 @@ def can_pack(model):
             rollout = SimpleNamespace(sequences=ids, attention_mask=mask, response_mask=mask[:, 3:].bool())
             try:
                 with torch.autocast(model.device.type, enabled=False):
-                    model.packs = True
-                    packed = hidden_states(model, rollout, 2)  # [3, D]
-                    model.packs = False
-                    model.packs = torch.allclose(packed, hidden_states(model, rollout), atol=1e-3, rtol=1e-3)
+                    packed, padded = packed_states(model, rollout, 2), padded_states(model, rollout)  # [3, D]
+                model.packs = torch.allclose(packed, padded, atol=1e-3, rtol=1e-3)
             except Exception:  # models that do not know the argument raise many kinds
-                model.packs = False
+                pass
             if not model.packs:
                 model.set_attn_implementation("sdpa")
     return model.packs
 
 
-def hidden_states(model, rollout, group_size=1):
+def packed_states(model, rollout, group_size=1):
     r"""What the decoder returns at the token before each of the M response tokens: [M, D]."""
-    decoder = model.get_decoder()
-    if can_pack(model):
-        inputs, before = pack(rollout, group_size)
-        return decoder(use_cache=False, **inputs).last_hidden_state[0][before]
+    inputs, before = pack(rollout, group_size)
+    return model.get_decoder()(use_cache=False, **inputs).last_hidden_state[0][before]
+
+
+def padded_states(model, rollout):
+    r"""The same from padded rows, each with its own prompt: [M, D]."""
     ids, mask, T = rollout.sequences, rollout.attention_mask, rollout.response_mask.shape[1]
-    return decoder(input_ids=ids[:, :-1], attention_mask=mask[:, :-1], position_ids=positions(mask[:, :-1]),
-                   use_cache=False).last_hidden_state[:, -T:][rollout.response_mask]
+    return model.get_decoder()(
+        input_ids=ids[:, :-1], attention_mask=mask[:, :-1], position_ids=positions(mask[:, :-1]),
+        use_cache=False).last_hidden_state[:, -T:][rollout.response_mask]
 
 
 def token_log_probs(model, rollout, temperature=1.0, group_size=1):
@@ -263,8 +267,8 @@ def token_log_probs(model, rollout, temperature=1.0, group_size=1):
                        logits_to_keep=T + 1).logits[:, :-1][rollout.response_mask].float() / temperature  # [M, V]
     else:
         weight = model.get_output_embeddings().weight  # [V, D]
-        # Divided here: hidden states are smaller than logits, which are linear in them.
-        hidden = hidden_states(model, rollout, group_size) / temperature  # [M, D]
+        hidden = packed_states(model, rollout, group_size) if can_pack(model) else padded_states(model, rollout)
+        hidden = hidden / temperature  # [M, D]: smaller than the logits, which are linear in it
         if len(hidden) * len(weight) > BLOCK_NUMBERS:
             log_probs = VocabularyLogProbs.apply(hidden, weight, targets)  # [M]
             return torch.zeros_like(rollout.log_probs).masked_scatter(rollout.response_mask, log_probs)  # [N, T]

@@ -20,9 +20,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import train as program  # noqa: E402
-from benchmarks.throughput import processor  # noqa: E402
-from objectives import OBJECTIVES  # noqa: E402
+from benchmarks.throughput import one_update, processor  # noqa: E402
 from plumbing.settings import parse_settings  # noqa: E402
 from rollout import Rollout  # noqa: E402
 
@@ -65,9 +63,7 @@ def child(name, responses, checkpointing):
         rollout = Rollout(ids, torch.ones_like(ids), torch.ones(responses, length, dtype=torch.bool),
                           torch.full((responses, length), -7.0), [""] * responses, torch.zeros(responses).bool(),
                           advantages=torch.linspace(-1, 1, responses))
-        optimizer.zero_grad(set_to_none=True)
-        done = program.backward(model, OBJECTIVES["pmd_mean"], rollout, torch.arange(responses), settings)
-        program.optimizer_step(model, optimizer, done, settings, 0)
+        one_update(model, optimizer, rollout, torch.arange(responses), settings)
 
     update(2, 4)
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far

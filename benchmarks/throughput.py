@@ -112,8 +112,9 @@ def against_generate(model, tokenizer, prompts, repeats=5):
                                num_return_sequences=8)
 
     times, can = {}, torch.cpu.get_capabilities()
+    multiplies_bfloat16 = any(can.get(name) for name in ("avx512_bf16", "amx_bf16"))
     for repeat in range(repeats + 1):
-        for precision in ("float32", "bfloat16")[: 1 + (can.get("avx512_bf16") or can.get("amx_bf16") or False)]:
+        for precision in ["float32"] + ["bfloat16"] * multiplies_bfloat16:
             with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
                 for who, function in (("rollout.py", lambda: sample_rollouts(
                         model, tokenizer, prompts, 8, 72, seed=repeat)), ("generate", generate)):

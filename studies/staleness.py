@@ -541,7 +541,8 @@ def report(runs, folder, lines=None):
     hours = sum(line["core_seconds"] for line in runs.values()) / 3600
     text = ["# Stale data: results", "", f"Made by `python studies/staleness.py --report` from {len(runs)} runs, "
             f"{hours:.1f} core-hours. Protocol and definitions are at the top of that file. Where objectives take the "
-            "same steps with one update per rollout, tau and beta are those of the one run for all of them.", "", *verdicts(runs)]
+            "same steps with one update per rollout, tau and beta are those of the one run for all of them.", "",
+            *verdicts(runs)]
     for panel, title in (("main", "(a) Equal sampled responses"), ("steps", "(b) Equal optimizer steps"),
                          ("rates", "(c) Learning rates"), ("low", "(d) Low success"), ("strength", "(e) Tuned")):
         text += ["", f"## {title}"]

@@ -270,9 +270,9 @@ def test_a_packed_row_by_hand():
     row = inputs["input_ids"][0]
     assert row[before].tolist() == [12, 31, 12, 41, 42, 23, 23, 61]  # before y_1 y_2, z_1 z_2 z_3, u_1, w_1 w_2
     (_, own, real, _), (queries, keys, read, seen) = inputs["blocks"]
-    assert row[own][real].tolist() == [11, 12, 21, 22, 23]
+    assert row[own].flatten()[real].tolist() == [11, 12, 21, 22, 23]
     assert [row[keys[1]][seen[1, 0, t]].tolist() for t in range(2)] == [[11, 12, 41], [11, 12, 41, 42]]
-    assert row[queries][read].tolist() == [31, 41, 42, 61]
+    assert row[queries].flatten()[read].tolist() == [31, 41, 42, 61]
     apart, _ = pack(rollout)  # every row with its own prompt
     assert apart["input_ids"].tolist() == [[11, 12, 11, 12, 21, 22, 23, 21, 22, 23, 31, 41, 42, 61]]
 
