@@ -39,11 +39,11 @@ def status(name):
     return int(line.split()[1]) / 2**20
 
 
-def child(name, responses, checkpointing):
-    r"""Prints the row of one model and size."""
+def measure(shape, responses, checkpointing=False):
+    r"""{tokens, state_gib, peak_gib} of one update in this process; shape: of Qwen2Config, as in MODELS."""
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
-    width, inner, layers, heads, key_heads, words = MODELS[name]
+    width, inner, layers, heads, key_heads, words = shape
     empty = status("VmRSS")
     model = Qwen2ForCausalLM(Qwen2Config(
         vocab_size=words, hidden_size=width, intermediate_size=inner, num_hidden_layers=layers,
@@ -68,11 +68,9 @@ def child(name, responses, checkpointing):
     update(2, 4)
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
     update(responses, RESPONSE)
-    read = responses * RESPONSE + PROMPT * max(1, responses // GROUP)
-    state = 16 * sum(parameter.numel() for parameter in model.parameters()) / 2**30
-    peak = status("VmHWM") - empty
-    print(json.dumps(dict(model=name, tokens=read, checkpointing=checkpointing, state_gib=state, peak_gib=peak,
-                          mb_a_token=(peak - state) * 1024 / read)))
+    return dict(tokens=responses * RESPONSE + PROMPT * max(1, responses // GROUP),
+                state_gib=16 * sum(parameter.numel() for parameter in model.parameters()) / 2**30,
+                peak_gib=status("VmHWM") - empty)
 
 
 def main():
@@ -81,7 +79,10 @@ def main():
     parser.add_argument("--row", type=int, help=argparse.SUPPRESS)
     known = parser.parse_args()
     if known.row is not None:
-        child(*ROWS[known.row])
+        model, responses, checkpointing = ROWS[known.row]
+        row = measure(MODELS[model], responses, checkpointing)
+        print(json.dumps(dict(model=model, checkpointing=checkpointing, **row,
+                              mb_a_token=(row["peak_gib"] - row["state_gib"]) * 1024 / row["tokens"])))
         return
     lines = [f"{processor()}, {torch.get_num_threads()} threads, float32", "",
              "| model | tokens | checkpointing | state, computed (GiB) | peak, measured (GiB) | a token (MiB) |",

@@ -44,6 +44,14 @@ def tokenizer(tiny):
     return tiny[1]
 
 
+def sharper(model):
+    r"""Weights three times as large as at random initialisation, so that the choice of a token means something."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3.0 if parameter.dim() > 1 else 1.0)
+    return model.eval()
+
+
 def small_model(family, tokenizer):
     r"""A random model of another family than the embedded one, with its vocabulary: qwen2, gemma, or gpt2.
 
@@ -62,10 +70,7 @@ def small_model(family, tokenizer):
         model = hf.GemmaForCausalLM(hf.GemmaConfig(head_dim=8, **rotary))
     else:
         model = hf.GPT2LMHeadModel(hf.GPT2Config(n_embd=32, n_layer=2, n_head=4, n_positions=512, **common))
-    with torch.no_grad():  # sharper than at random initialisation, so that the choice of a token means something
-        for parameter in model.parameters():
-            parameter.mul_(3.0 if parameter.dim() > 1 else 1.0)
-    return model.eval()
+    return sharper(model)
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import small_model
+from conftest import sharper, small_model
 
 from gsm8k import format_prompt
 from rollout import Rollout, inverse_cdf, pad_left, sample_rollouts, uniforms
@@ -224,13 +224,10 @@ def test_a_window_of_attention_and_a_soft_capped_head(tokenizer, decode):
     import transformers as hf
 
     torch.manual_seed(0)
-    model = hf.Gemma2ForCausalLM(hf.Gemma2Config(
+    model = sharper(hf.Gemma2ForCausalLM(hf.Gemma2Config(
         vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, head_dim=8, sliding_window=8, final_logit_softcapping=2.0, attn_implementation="eager",
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=0, bos_token_id=None)).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(3.0 if parameter.dim() > 1 else 1.0)
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=0, bos_token_id=None)))
     assert not has_plain_head(model) and model(torch.arange(4)[None]).logits.abs().max() <= 2.0
     rollout = sample_rollouts(model, tokenizer, prompts_for(tokenizer), 3, 20, seed=0, decode=decode)
     for group_size in (1, 3):
@@ -311,16 +308,13 @@ def test_models_that_cannot_be_packed_are_padded(tokenizer, family):
     torch.manual_seed(0)
     sizes = dict(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
                  num_attention_heads=4, num_key_value_heads=2, bos_token_id=None, eos_token_id=1, pad_token_id=0)
-    model = {
+    model = sharper({
         "window": lambda: hf.MistralForCausalLM(hf.MistralConfig(sliding_window=8, **sizes)),
         "layers with a window": lambda: hf.Qwen2ForCausalLM(hf.Qwen2Config(
             use_sliding_window=True, sliding_window=8, max_window_layers=1, **sizes)),
         "chosen attention": lambda: hf.LlamaForCausalLM(hf.LlamaConfig(attn_implementation="eager", **sizes)),
-    }[family]().eval()
+    }[family]())
     chosen = model.config._attn_implementation
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(3.0 if parameter.dim() > 1 else 1.0)
     rollout = sample_rollouts(model, tokenizer, prompts_for(tokenizer), 3, 20, seed=0)
     assert not can_pack(model) and model.config._attn_implementation == chosen
     for group_size in (1, 3):
