@@ -10,7 +10,7 @@ from objectives import OBJECTIVES
 from rollout import sample_rollouts
 from studies import staleness
 from studies.staleness import (
-    FINAL_SEEDS, MINIBATCH, PANELS, RATES, SELECTION_SEEDS, STEPS, STRENGTHS, UPDATES, candidate, chosen, figures,
+    FINAL_SEEDS, LINES, MINIBATCH, PANELS, RATES, SELECTION_SEEDS, STEPS, STRENGTHS, UPDATES, candidate, chosen, figures,
     finals, key, points, problems_of, read_runs, run_all, selection, settings_of, summaries, verdicts,
 )
 
@@ -211,8 +211,15 @@ def test_verdicts_by_hand():
 
 def test_panels_share_points_with_the_main_one():
     runs = made_up(EVERY_PANEL, lambda point, spec, seed: 0.5)
-    for panel in ("main", "steps", "strength"):
-        assert {(s["line"], s["x"]) for s in summaries(panel, runs)} == {(n, u) for n in STRENGTHS for u in UPDATES}
+    for panel, lines in (("main", STRENGTHS), ("steps", LINES), ("strength", LINES), ("common", LINES)):
+        assert {(s["line"], s["x"]) for s in summaries(panel, runs)} == {(n, u) for n in lines for u in UPDATES}
+
+
+@pytest.mark.parametrize("panel, selected_in", [("common", "main"), ("low_rates", "low")])
+def test_panels_with_one_rate_select_nothing(panel, selected_in):
+    keys = {key(spec) for spec in selection(points(selected_in))}
+    assert all(len(point["candidates"]) == 1 for point in points(panel))
+    assert {key(spec) for spec in selection(points(panel))} < keys
 
 
 def test_report_of_what_there_is(tmp_path, capsys):
