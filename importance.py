@@ -1,7 +1,8 @@
 r"""Importance weights for a sampler that is not the trainer: what they correct, what they cannot, and where they go.
 
 The responses come from mu: an inference engine with its own kernels and precision, or the model under top-p, another
-temperature, an older checkpoint. The trainer takes them for its own policy's, pi_old. In
+temperature, an older checkpoint. Its log-probs must be those of what it drew from: after temperature and top-p, which
+some engines report only when asked. The trainer takes the responses for its own policy's, pi_old. In
 
     E_pi_old[loss] = E_mu[w loss],     w = pi_old/mu     of the whole response, the product of its tokens' ratios
 

@@ -23,12 +23,13 @@ What the table of `python pmd_variants.py` shows, all of it [derived] by enumera
 - In the first step after sampling every regression onto pi_old follows the policy gradient, up to a constant or a
   weight on responses. With one optimizer step per rollout they hardly differ. The target policy aims at its target.
 - Off policy only K2.5 has an importance weight, per token. The others average over pi_old as it was. The weight is why
-  it needs its clip: against a gain of e^l A the pull 2 tau l is strongest at l = 1, and fades beyond.
+  K2.5 needs its clip. At log-ratio l the advantage pushes with e^l A and the square pulls back with 2 tau l. The pull,
+  measured by the push, grows up to l = 1 and shrinks beyond.
 - A*-PO samples from pi_theta itself and regresses onto a fixed reference: on policy it follows E[r] - beta KL exactly.
 - Trinity's opmd has no log-ratio. Its tau is a learning rate, and its loss has no minimum.
-- A square per token has another optimum than the square of the sum. The token problem falls into one regression per
-  prefix, with Q_old(prefix, token) minus the PROMPT's mean reward as its advantage, which need not average to 0 there.
-  Where the prefix is worth less than the prompt, lam below may be negative; pmd_mean.py's never is.
+- A square per token has another optimum than the square of the sum. It is one regression for each prefix. There the
+  advantage is Q_old(prefix, token) minus the mean reward of the PROMPT, and its mean over tokens need not be 0. Where
+  it is below 0, the multiplier lam of the next lines may be negative. In pmd_mean.py it never is.
 
 Optimum, for free probabilities and exact expectations: every regression is stationary under sum pi = 1 where
     s + (lam / c) e^s = A/tau     with E_old[e^s] = 1     (pmd_mean.py has c = 1; c = 1/|y|, or the partition weight)
@@ -37,7 +38,8 @@ K2.5 inside its bounds, per prefix:  l e^-l = (Q_old - mu) / (2 tau)     with E_
 What tau means for rewards of +-1. They are 2 r - 1 for rewards r of 0 and 1, so advantages double, and the same step
 needs twice the tau: the loss of pmd_loss, openkimi_loss, the two of K2.5 and dro_loss is then 2 times what it was,
 a2po_loss 4 times, pmd_residual_loss and target_policy_loss the same, with the same optimum. With tau left as it was the
-regularisation is half as strong. Not so opmd_loss, whose 1 + tau has no unit. [derived]
+regularisation is half as strong. opmd_loss is the exception: it divides by 1 + tau, so twice the tau is not half of it.
+[derived]
 
 Departures: advantages and weights come as arguments. Prime-rl averages token advantages over a response; here a
 response has one. Of 2604.06159 only the abstract was read: p as the softmax over a group's responses follows from the
@@ -147,8 +149,8 @@ def dro_loss(log_probs, old_log_probs, advantages, beta):
     r"""Token-level DRO of tinker and verl, and prime-rl's `kimi_k15`: -A log pi + (beta/2) l^2, l = log(pi/pi_old).
 
     Minus the gradient: (A - beta l) grad log pi, token by token. pmd_mean.pmd_loss has (A - tau s), s summed over the
-    response: for a response of one token they are the same, for a longer one the sum of squares is a weaker rein than
-    the square of the sum where tokens move together.
+    response: for a response of one token they are the same. In a longer one whose tokens move the same way the sum of
+    squares is smaller than the square of the sum, so it holds the policy back less.
 
     log_probs, old_log_probs [N, T] per token or [N] per response, in nats; advantages [N] or that shape, and beta
     (prime-rl: tau), in units of reward -> loss like log_probs; float32, or float64 for float64 log_probs. Tinker's

@@ -34,7 +34,7 @@ HERE = Path(__file__).resolve().parent.parent
 # (RPG) are the defaults of their objectives. Ours: 64 prompts, for one GPU; 200 steps, half of RPG's 400; evaluation,
 # checkpoints. 512 new tokens, where RPG has 4,096 and more: GSM8K's own solutions are short, but a weak model's are
 # not. Of 64 responses of a Qwen2.5-Coder-0.5B-Instruct in 4 bits at temperature 1, 38 % were longer than 320 tokens and
-# 19 % longer than 400.
+# 19 % longer than 400. Memory: 2,048 tokens bound a forward pass (docs/limits.md); 64 responses seldom do.
 PRESETS = {
     "tiny": dict(
         model=str(HERE / "tiny" / "model"), train_data=str(HERE / "tiny" / "train.jsonl"),
@@ -107,7 +107,7 @@ class Settings:
     steps: int = setting(None, "rounds of sampling and updating", group="optimizer")
     lr: float = setting(None, "AdamW's learning rate")
     minibatch_size: int = setting(None, "responses per optimizer step: whole groups, and a divisor of a step's "
-                                  "responses (with --filter-groups the last minibatch may be smaller)")
+                                  "responses (where groups are dropped, the last minibatch may be smaller)")
     epochs: int = setting(1, "passes over a step's responses")
     warmup_steps: int = setting(10, "optimizer steps over which the learning rate rises linearly to --lr")
     lr_decay_steps: int = setting(None, "after so many optimizer steps the learning rate has halved: lr / (1 + t / "

@@ -455,10 +455,10 @@ def collapse_table(runs):
 
 COLORS = {  # a family has a colour: PMD green, RPG blue, GRPO and kin red, neither black
     "pmd_mean": "#006d2c", "pmd_part": "#41ab5d", "pmd_k25": "#a1d99b", "rpg_urkl": "#6baed6",
-    "rpg_clip_urkl": "#3182bd", "rpg_reinforce_clip_urkl": "#08519c", "grpo": "#cb181d", "dapo": "#fb6a4a",
-    "gspo": "#fc9272", "rloo": "#000000",
+    "rpg_clip_urkl": "#2171b5", "grpo": "#cb181d", "dapo": "#fb6a4a", "gspo": "#fc9272", "rloo": "#000000",
 }
-MARKERS = dict(zip(COLORS, "osD^v<>sDX"))
+MARKERS = dict(zip(COLORS, "osD^v>sDX"))
+CLIPPED = ("pmd_k25", "rpg_clip_urkl", "grpo", "dapo", "gspo")
 
 
 def labels_apart(axis, ends, x, gap=0.036):
@@ -472,9 +472,9 @@ def labels_apart(axis, ends, x, gap=0.036):
             if overlap > 0:
                 heights[i], heights[i + 1] = heights[i] - overlap / 2, heights[i + 1] + overlap / 2
     for (name, y), height in zip(ends, heights):
-        axis.annotate(name, (x * 1.12, y), (x * 1.45, height), color=COLORS[name], fontsize=9, va="center",
-                      arrowprops=dict(arrowstyle="-", color=COLORS[name], lw=0.6, shrinkA=0, shrinkB=0),
-                      annotation_clip=False)
+        axis.annotate("rpg_clip_urkl, both styles" if name == "rpg_clip_urkl" else name, (x * 1.15, y),
+                      (x * 1.45, height), color=COLORS[name], fontsize=9, va="center", annotation_clip=False,
+                      arrowprops=dict(arrowstyle="-", color=COLORS[name], lw=0.6, shrinkA=0, shrinkB=0, relpos=(0, 0.5)))
 
 
 def draw_updates(found, axis, title):
@@ -485,13 +485,17 @@ def draw_updates(found, axis, title):
         xs, middle, low, high = zip(*((s["x"] * shift, s["final"], s["final"] - s["low"], s["high"] - s["final"])
                                       for s in found if s["line"] == name))
         axis.errorbar(xs, middle, (low, high), color=COLORS[name], marker=MARKERS[name], markersize=5, capsize=2,
-                      elinewidth=0.8)
+                      elinewidth=0.8, linestyle="--" if name in CLIPPED else "-")
         ends[name] = middle[-1]
-    axis.set(xscale="log", xlim=(0.82, 78), ylim=(0, 1), title=title, xlabel="optimizer steps per rollout",
+    low, high = axis.get_ylim()
+    axis.set(xscale="log", xlim=(0.82, 78), ylim=(math.floor(20 * low) / 20, math.ceil(20 * high) / 20), title=title, xlabel="optimizer steps per rollout",
              xticks=UPDATES,
              xticklabels=["1\neach on fresh data", "4", "16\nas in the papers", "64\nall on the same data"])
     axis.minorticks_off()
     axis.grid(alpha=0.3)
+    axis.plot([], [], "k-", label="no clip")
+    axis.plot([], [], "k--", label="with a clip")
+    axis.legend(loc="lower left")
     labels_apart(axis, ends, max(s["x"] for s in found))
 
 
@@ -524,7 +528,7 @@ def draw(runs, folder, lines=None):
     if all(rates.values()):
         figure, axes = plt.subplots(1, len(UPDATES), figsize=(14, 4.5), sharey=True, layout="constrained")
         for axis, updates in zip(axes, UPDATES):
-            for name in STRENGTHS:
+            for name in LINES:
                 xs, ys = zip(*((spec["lr"], mean) for spec, mean in rates[name, updates]))
                 axis.plot(xs, ys, color=COLORS[name], marker=MARKERS[name], markersize=5, label=name)
             axis.set(xscale="log", xticks=RATES, xticklabels=[f"{lr:.0e}" for lr in RATES], ylim=(0, 1),
@@ -543,8 +547,7 @@ def draw(runs, folder, lines=None):
                 own = [s for s in found if s["line"] == f"{name}, {kind}"]
                 axis.errorbar([s["x"] for s in own], [s["final"] for s in own],
                               [[s["final"] - s["low"] for s in own], [s["high"] - s["final"] for s in own]],
-                              color={"pmd_mean": "#006d2c", "pmd_part": "#fd8d3c"}[name], marker=MARKERS[name],
-                              capsize=3, label=name)
+                              color=COLORS[name], marker=MARKERS[name], capsize=3, label=name)
             axis.set(xscale="log", xticks=GROUP_SIZES, xticklabels=GROUP_SIZES, ylim=(0, 1), title=title,
                      xlabel="responses per prompt, G")
             axis.minorticks_off()

@@ -299,13 +299,18 @@ def test_importance_weights_in_a_run(tmp_path, capsys):
 def test_optimizer_reset_forgets(tmp_path):
     out = tmp_path / "run"
 
-    def averages(step):
-        return torch.load(out / f"checkpoint-{step:06d}" / "optimizer.pt", weights_only=True)["state"]
+    def steps_counted(step):
+        state = torch.load(out / f"checkpoint-{step:06d}" / "optimizer.pt", weights_only=True)["state"]
+        return {int(averages["step"]) for averages in state.values()}
 
-    run("--steps", 2, "--optimizer-reset-every", 2, "--eval-every", 0, "--save-every", 1, "--out", out)
-    assert averages(2) == {}
+    flags = ["--optimizer-reset-every", 2, "--reward-above", -1, "--reward-below", 2, "--eval-every", 0, "--save-every",
+             1, "--out", out]
+    run("--steps", 1, *flags)
+    first = steps_counted(1)
+    run("--resume", out, "--steps", 2, quick=False)
+    assert steps_counted(2) == set()
     run("--resume", out, "--steps", 3, quick=False)
-    assert averages(3)
+    assert len(first) == 1 and steps_counted(3) == first  # counts from 0 again
 
 
 def test_concatenate_keeps_rows(tiny):

@@ -10,8 +10,8 @@ from objectives import OBJECTIVES
 from rollout import sample_rollouts
 from studies import staleness
 from studies.staleness import (
-    FINAL_SEEDS, LINES, MINIBATCH, PANELS, RATES, SELECTION_SEEDS, STEPS, STRENGTHS, UPDATES, candidate, chosen, figures,
-    finals, key, points, problems_of, read_runs, run_all, selection, settings_of, summaries, verdicts,
+    FINAL_SEEDS, LINES, MINIBATCH, PANELS, RATES, SELECTION_SEEDS, STEPS, STRENGTHS, UPDATES, candidate, chosen,
+    figures, finals, key, points, problems_of, read_runs, run_all, selection, settings_of, summaries, verdicts,
 )
 
 EVERY_PANEL = [panel for panel in PANELS if panel != "rates"]
