@@ -19,8 +19,7 @@ Layout. Prompts are padded on the left, so that every row's response starts in t
     attention_mask    0   0   1   1   1  |  1   1   1   0         [N, P+T]
     response_mask                           1   1   1   0         [N, T]   every sampled token, the eos included
 
-Position ids count real tokens only. With left padding they must be given. Without them rotary models stay right, as
-only distances matter to them; models with learned positions are wrong without an error.
+Position ids count real tokens only, see scoring.py.
 
 The policy that is trained is the one that was sampled from: temperature included, no top-k, no top-p. `log_probs` are
 the sampler's own. `scoring.token_log_probs` computes them again with gradients, within 1e-3 in float32 and 2e-2 in
@@ -35,7 +34,7 @@ from dataclasses import dataclass
 import torch
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, StaticLayer
 
-from scoring import can_pack, has_plain_head, head_logits, positions, token_log_probs
+from scoring import can_pack, has_plain_head, head_logits, positions, token_log_probs, without_dropout
 
 PREFILL_TOKENS = 4096  # prompt tokens in one forward pass, padding included
 WITHOUT_FLOAT64 = ("mps",)  # kinds of device
@@ -61,8 +60,10 @@ class Rollout:
         return Rollout(*(x.to(device) if isinstance(x, torch.Tensor) else x for x in vars(self).values()))
 
     def select(self, rows):
-        r"""The Rollout of some rows (a list or tensor of indices), without columns that are padding in all of them."""
+        r"""The Rollout of some rows (indices, or a mask [N]), without columns that are padding in all of them."""
         rows = torch.as_tensor(rows, device=self.sequences.device)
+        if rows.dtype == torch.bool:
+            rows = rows.nonzero().squeeze(1)
         attention_mask, response_mask = self.attention_mask[rows], self.response_mask[rows]
         prompt_length = self.sequences.shape[1] - self.response_mask.shape[1]
         left = int(attention_mask.argmax(dim=1).min())  # the first column with a token in it
@@ -263,6 +264,7 @@ def next_token_logits(model, network, **inputs):
 
 
 @torch.no_grad()
+@without_dropout  # the sampler is the policy itself
 def sample_rollouts(
     model, tokenizer, prompts, group_size=8, max_new_tokens=64, temperature=1.0, greedy=False, seed=0, uniform=None,
     decode="eager"
@@ -278,6 +280,7 @@ def sample_rollouts(
     Raises ValueError where there is no prompt, a prompt is empty, or a number is out of range.
     Cost: 2 * parameters floating-point operations per prompt token (once per group) and per response token, plus
     attention. Each decoding step reads all weights and the cache once; at small batch this sets its time.
+    The model's attention function may be another one afterwards, with the same values to rounding: `scoring.can_pack`.
     """
     if not prompts:
         raise ValueError("no prompts: give at least one")
@@ -291,8 +294,6 @@ def sample_rollouts(
     prompt_ids, prompt_mask = (tensor.to(device) for tensor in pad_left(  # [B, P]
         tokenizer, prompts, multiple=COMPILED_MULTIPLE if decode == "compiled" else 1))
     check_positions(model, int(prompt_mask.sum(dim=1).max()), max_new_tokens)
-    was_training = model.training
-    model.eval()  # no dropout: the sampler is the policy itself
     can_pack(model)  # chooses the attention function; the same before and after the first update
 
     cache, logits = prefill(model, prompt_ids, prompt_mask, group_size, max_new_tokens, static=decode != "eager")
@@ -301,7 +302,7 @@ def sample_rollouts(
     network = network_of(model)
     if decode == "compiled":
         # One graph for all tokens, as their shapes are the same. Another rollout can use it if its padded prompts are
-        # as long. torch keeps the graphs of the last few lengths.
+        # as long and as many. torch compiles the first eight shapes; with further ones the model runs as it is written.
         mode = "reduce-overhead" if device.type == "cuda" else "default"  # the first: CUDA graphs
         network = torch.compile(network, mode=mode, dynamic=False)
 
@@ -339,7 +340,6 @@ def sample_rollouts(
             model, network, input_ids=token[:, None], attention_mask=seen,
             position_ids=seen.sum(dim=1, keepdim=True) - 1, past_key_values=cache)
 
-    model.train(was_training)
     longest = int(lengths.max())
     response_mask = torch.arange(longest, device=device) < lengths[:, None]  # [N, T]
     tokens = tokens[:, :longest].masked_fill(~response_mask, pad)  # [N, T]; rows that waited went on after it
@@ -359,7 +359,11 @@ def sample_rollouts(
 
 def check_positions(model, prompt_length, max_new_tokens):
     r"""Raises ValueError where a prompt and its response do not fit into the positions that the model knows."""
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    config = model.config.get_text_config()
+    limit = getattr(config, "max_position_embeddings", None)
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") == "longrope":  # beyond it the positions of all rows in the batch change
+        limit = rope.get("original_max_position_embeddings", limit)
     if limit and prompt_length + max_new_tokens > limit:
         raise ValueError(f"a prompt of {prompt_length} tokens and max_new_tokens = {max_new_tokens} exceed the model's "
                          f"{limit} positions: lower max_new_tokens or leave out long problems")

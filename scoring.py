@@ -6,8 +6,8 @@ more, whole responses at a time, with gradients. Three things make that right an
 - Positions count real tokens only. With left padding they must be given. Without them rotary models stay right, as only
   distances matter to them; models with learned positions are wrong without an error.
 - A group shares its prompt, and responses differ in length. `pack` puts all real tokens of a minibatch in one row: each
-  prompt once, no padding. A layer works on one token at a time, but for attention. There `packed_attention` takes the
-  sequences apart, and pads them. With 64 responses of the embedded task 3 tokens in 10 are padding otherwise.
+  prompt once, no padding. Apart from attention, a layer treats each token alone. For attention `packed_attention` takes
+  the sequences apart, and pads them. With 64 responses of the embedded task 3 tokens in 10 are padding otherwise.
 - The vocabulary's matrix is the largest one of a small model. With 151,936 words the float32 logits of 16 responses of
   256 tokens take 2.5 GB, and as much again for each copy that backward keeps. So logits are computed at response tokens
   only. `VocabularyLogProbs` holds one block of columns at a time, and backward computes the block again.
@@ -19,6 +19,7 @@ with whole logits and that head's rounding, and padded rows. `train.py` says at 
 `python rollout.py` shows these log-probs beside the sampler's.
 """
 
+import functools
 from types import SimpleNamespace
 
 import torch
@@ -35,34 +36,53 @@ def positions(attention_mask):
     return (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
 
 
-@torch.no_grad()
-def has_plain_head(model):
-    r"""Are the logits W h and nothing else: no bias, no scale, no soft-capping? The model is tried once.
-
-    What enters the head must be what the decoder returns, and what leaves it must be the logits. One forward pass
-    tells. In it the head's output is replaced by numbers so large that a soft cap would change them.
-    """
-    if not hasattr(model, "plain_head"):
-        head, entered, left = model.get_output_embeddings(), [], []
-
-        def replace(module, inputs, output):
-            entered.append(inputs[0])
-            left.append(torch.linspace(-1e3, 1e3, output.numel(), device=output.device).view(output.shape))
-            return left[0]
-
-        ids = torch.arange(2, device=model.device)[None]  # [1, 2]
-        hook = head.register_forward_hook(replace)
+def without_dropout(function):
+    r"""Decorates function(model, ...): the model is in evaluation mode inside, and afterwards in the mode it had."""
+    @functools.wraps(function)
+    def call(model, *arguments, **options):
+        was_training = model.training
+        model.eval()
         try:
-            with torch.autocast(model.device.type, enabled=False):
-                hidden = model.get_decoder()(input_ids=ids, use_cache=False)[0]  # [1, 2, D]
-                logits = model(input_ids=ids, use_cache=False).logits  # [1, 2, V]
+            return function(model, *arguments, **options)
         finally:
-            hook.remove()
-        rounding = max(1e-4, 2 * torch.finfo(head.weight.dtype).eps)
-        model.plain_head = (type(head) is torch.nn.Linear and head.bias is None and hidden.shape == entered[0].shape
-                            and (hidden - entered[0]).abs().max().item() <= rounding * hidden.abs().max().item()
-                            and (logits - left[0]).abs().max().item() <= rounding * 1e3)
+            model.train(was_training)
+
+    return call
+
+
+def has_plain_head(model):
+    r"""Are the logits W h and nothing else: no bias, no scale, no soft-capping? The model is tried once."""
+    if not hasattr(model, "plain_head"):
+        model.plain_head = try_head(model)
     return model.plain_head
+
+
+@torch.no_grad()
+@without_dropout
+def try_head(model):
+    r"""What enters the head must be what the decoder returns, and what leaves it must be the logits.
+
+    One forward pass tells. In it the head's output is replaced by numbers so large that a soft cap would change them.
+    """
+    head, entered, left = model.get_output_embeddings(), [], []
+
+    def replace(module, inputs, output):
+        entered.append(inputs[0])
+        left.append(torch.linspace(-1e3, 1e3, output.numel(), device=output.device).view(output.shape))
+        return left[0]
+
+    ids = torch.arange(2, device=model.device)[None]  # [1, 2]
+    hook = head.register_forward_hook(replace)
+    try:
+        with torch.autocast(model.device.type, enabled=False):
+            hidden = model.get_decoder()(input_ids=ids, use_cache=False)[0]  # [1, 2, D]
+            logits = model(input_ids=ids, use_cache=False).logits  # [1, 2, V]
+    finally:
+        hook.remove()
+    rounding = max(1e-4, 2 * torch.finfo(head.weight.dtype).eps)
+    return (type(head) is torch.nn.Linear and head.bias is None and hidden.shape == entered[0].shape
+            and (hidden - entered[0]).abs().max().item() <= rounding * hidden.abs().max().item()
+            and (logits - left[0]).abs().max().item() <= rounding * 1e3)
 
 
 def product(a, b):
@@ -191,12 +211,13 @@ def packed_attention(module, query, key, value, attention_mask, blocks=None, **o
 def attention(module, query, key, value, seen, **options):
     r"""transformers' attention: query [n, H, t, d], key and value [n, h, s, d] -> [n, t, H, d].
 
-    seen: bool [n, 1, t, s]; None for causal. Small ones are written out for a CPU in float32, softmax(Q K^T) V. Its two
-    threads share these products; torch's fused attention takes as long with two as with one.
+    seen: bool [n, 1, t, s]; None for causal. Small ones are written out for a CPU in float32, softmax(Q K^T) V: with
+    two threads that is faster than torch's fused attention, which takes as long with two as with one.
     """
     (n, H, t, d), (h, s) = query.shape, key.shape[1:3]
     in_float32 = query.device.type == "cpu" and key.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-    if not in_float32 or n * H * t * s > PLAIN_SCORES or seen is None and t > 1:
+    more = options.get("dropout") or any(options.get(name) is not None for name in ("softcap", "position_bias"))
+    if not in_float32 or more or n * H * t * s > PLAIN_SCORES or seen is None and t > 1:
         return sdpa_attention_forward(module, query, key, value, seen, **options)
     queries = (options["scaling"] * query).reshape(n, h, H // h * t, d)  # H / h heads share a key and a value
     scores = (queries @ key.transpose(2, 3)).view(n, h, H // h, t, s)
@@ -212,30 +233,40 @@ AttentionInterface.register("packed", packed_attention)
 AttentionMaskInterface.register("packed", sdpa_mask)
 
 
-@torch.no_grad()
 def can_pack(model):
     r"""Does a packed row give what padded rows give? The model is tried once; `packed_attention` is then its own.
 
-    Not with a sliding window, an attention of its own, or where it does not pass `blocks` on.
+    Not with a head that is not plain, a sliding window, or an attention that was chosen, before or after the trial.
     """
     if not hasattr(model, "packs"):
-        model.packs = False
-        config = model.config.get_text_config()
-        layers = set(getattr(config, "layer_types", None) or ["full_attention"])
-        if config._attn_implementation == "sdpa" and layers == {"full_attention"}:
-            model.set_attn_implementation("packed")
-            ids = torch.tensor([[0, 1, 2, 3, 4], [0, 1, 2, 1, 0]], device=model.device) % config.vocab_size
-            mask = torch.tensor([[0, 1, 1, 1, 1], [0, 1, 1, 1, 0]], device=model.device)
-            rollout = SimpleNamespace(sequences=ids, attention_mask=mask, response_mask=mask[:, 3:].bool())
-            try:
-                with torch.autocast(model.device.type, enabled=False):
-                    packed, padded = packed_states(model, rollout, 2), padded_states(model, rollout)  # [3, D]
-                model.packs = torch.allclose(packed, padded, atol=1e-3, rtol=1e-3)
-            except Exception:  # models that do not know the argument raise many kinds
-                pass
-            if not model.packs:
-                model.set_attn_implementation("sdpa")
-    return model.packs
+        model.packs = has_plain_head(model) and try_packing(model)
+    return model.packs and model.config.get_text_config()._attn_implementation == "packed"
+
+
+@torch.no_grad()
+@without_dropout
+def try_packing(model):
+    r"""Packed and padded states of two short responses must agree. Gives the model `packed_attention` where they do."""
+    config, agree = model.config.get_text_config(), False
+    layers = set(getattr(config, "layer_types", None) or ["full_attention"])
+    # "packed": another model with this configuration was tried before.
+    if config._attn_implementation not in ("sdpa", "packed") or layers != {"full_attention"}:
+        return False
+    model.set_attn_implementation("packed")
+    ids = torch.tensor([[0, 1, 2, 3, 4], [0, 1, 2, 1, 0]], device=model.device) % config.vocab_size
+    mask = torch.tensor([[0, 1, 1, 1, 1], [0, 1, 1, 1, 0]], device=model.device)
+    rollout = SimpleNamespace(sequences=ids, attention_mask=mask, response_mask=mask[:, 3:].bool())
+    try:
+        with torch.autocast(model.device.type, enabled=False):
+            packed, padded = packed_states(model, rollout, 2), padded_states(model, rollout)  # [3, D]
+        # Rounding adds up over layers: TF32, 16-bit weights.
+        rounding = max(1e-3, 20 * torch.finfo(padded.dtype).eps)
+        agree = (packed - padded).abs().max().item() <= rounding * padded.abs().max().item()
+    except Exception:  # models that do not know the argument raise many kinds
+        pass
+    if not agree:
+        model.set_attn_implementation("sdpa")
+    return agree
 
 
 def packed_states(model, rollout, group_size=1):

@@ -109,7 +109,7 @@ def backward(policy, objective, rollout, minibatch, settings, scaler=UNSCALED):
     """
     num_tokens = int(rollout.response_mask[minibatch].sum())
     update = metrics.Update(num_tokens)
-    for rows, per_prompt in microbatches(rollout, minibatch, settings):  # per_prompt rows share a prompt
+    for rows, per_prompt in microbatches(policy, rollout, minibatch, settings):  # so many share a prompt
         part = rollout.select(rows)
         with autocast(settings):
             log_probs = token_log_probs(policy, part, settings.temperature, per_prompt)  # [n, T], log pi_theta

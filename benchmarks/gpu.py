@@ -1,4 +1,4 @@
-r"""What a GPU does with this project, in one command of at most eight minutes: `python benchmarks/gpu.py`.
+r"""What a GPU does with this project, in one command: `python benchmarks/gpu.py`.
 
 1. precision   log-probs in bfloat16 against float32, and on the GPU against the CPU; how far sampler and trainer are
                apart in step 1 of the embedded task
@@ -43,7 +43,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import train as program  # noqa: E402
-from benchmarks.throughput import matmul_peak, seconds_of  # noqa: E402
+from benchmarks.throughput import matmul_peak, one_update, seconds_of  # noqa: E402
 from gsm8k import format_prompt, load_problems  # noqa: E402
 from objectives import OBJECTIVES  # noqa: E402
 from plumbing.batches import log_probs_of  # noqa: E402
@@ -206,10 +206,7 @@ def memory(bench):
     peaks = {}
 
     def update():
-        minibatch = next(program.minibatches(rollout, settings, 1))
-        optimizer.zero_grad(set_to_none=True)
-        update = program.backward(model, OBJECTIVES[settings.objective], rollout, minibatch, settings)
-        program.optimizer_step(model, optimizer, update, settings, 0)
+        one_update(model, optimizer, rollout, next(program.minibatches(rollout, settings, 1)), settings)
 
     for step in (1, 2):  # the first one makes the gradients and AdamW's averages, which then stay
         peaks["sampling"], (rollout, correct, _) = bench.peak_gib(

@@ -69,10 +69,10 @@ def random_model(name, tokenizer):
         max_position_embeddings=2048, eos_token_id=tokenizer.eos_token_id, pad_token_id=0, bos_token_id=None))
 
 
-def one_update(model, optimizer, rollout, rows, settings):
+def one_update(model, optimizer, rollout, rows, settings, steps_before=0):
     optimizer.zero_grad(set_to_none=True)
     update = program.backward(model, OBJECTIVES[settings.objective], rollout, rows, settings)
-    program.optimizer_step(model, optimizer, update, settings, 0)
+    program.optimizer_step(model, optimizer, update, settings, steps_before)
 
 
 def measure(model, tokenizer, prompts, group_size, max_new_tokens, peak, repeats=5):

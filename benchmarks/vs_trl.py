@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import train as program  # noqa: E402
-from benchmarks.throughput import processor  # noqa: E402
+from benchmarks.throughput import one_update, processor  # noqa: E402
 from gsm8k import INSTRUCTION, format_prompt, load_problems  # noqa: E402
 from objectives import OBJECTIVES  # noqa: E402
 from plumbing.model import load_model  # noqa: E402
@@ -61,9 +61,7 @@ def our_iterations(settings):
         rollout = sampled.select(trained_on)
         rollout.advantages = objective.advantages(correct[trained_on], rollout, settings)
         for minibatch in program.minibatches(rollout, settings, step):
-            optimizer.zero_grad(set_to_none=True)
-            update = program.backward(model, objective, rollout, minibatch, settings)
-            program.optimizer_step(model, optimizer, update, settings, optimizer_steps)
+            one_update(model, optimizer, rollout, minibatch, settings, optimizer_steps)
             optimizer_steps += 1
         yield model, rollout_seconds, time.perf_counter() - clock
 

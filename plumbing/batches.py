@@ -10,16 +10,18 @@ from tqdm import tqdm
 from plumbing import parallel
 from plumbing.model import autocast
 from plumbing.settings import Settings
-from scoring import token_log_probs
+from scoring import can_pack, token_log_probs
 
 
-def microbatches(rollout, rows, settings):
-    r"""Cuts whole groups of rows into parts for one forward pass: a list of (rows of the part, rows per prompt).
+def microbatches(model, rollout, rows, settings):
+    r"""Cuts whole groups of `rows` [n] into parts for one forward pass: a list of (rows of the part, rows per prompt).
 
     A part has at most micro_batch_size responses ("auto": any number) and tokens_per_microbatch tokens, padding
     included (attention pads). Responses of similar length go together, so that little is. A group that does not fit is
-    cut into pieces that do. Several processes share the groups.
+    cut into pieces that do. A model whose rows cannot be packed reads a prompt for each response. Several processes
+    share the groups.
     """
+    shares_prompts = can_pack(model)
     G, lengths = settings.group_size, rollout.response_mask.sum(dim=1).cpu()  # [N]
     most = math.inf if settings.micro_batch_size == "auto" else settings.micro_batch_size
     prompts = rollout.attention_mask.sum(dim=1).cpu() - lengths  # [N]
@@ -29,7 +31,8 @@ def microbatches(rollout, rows, settings):
     groups = groups.gather(1, lengths[groups].argsort(dim=1))  # by length within a group, for the pieces
 
     def tokens(pieces):  # [k, size] -> of one padded forward pass
-        return len(pieces) * (int(prompts[pieces].max()) + pieces.shape[1] * int(lengths[pieces].max()))
+        read = len(pieces) if shares_prompts else pieces.numel()  # so many prompts
+        return read * int(prompts[pieces].max()) + pieces.numel() * int(lengths[pieces].max())
 
     for size in (size for size in range(G, 0, -1) if G % size == 0):
         pieces = groups.view(-1, size)
@@ -86,7 +89,7 @@ def halving(function):
 def log_probs_of(model, rollout, settings):
     r"""log pi(y_t | x, y_<t) of a whole rollout under a model, without gradients: [N, T]."""
     log_probs = torch.zeros_like(rollout.log_probs)  # [N, T]
-    for rows, per_prompt in microbatches(rollout, torch.arange(len(log_probs)), settings):
+    for rows, per_prompt in microbatches(model, rollout, torch.arange(len(log_probs)), settings):
         part = rollout.select(rows)
         with autocast(settings):
             log_probs[rows, : part.response_mask.shape[1]] = token_log_probs(

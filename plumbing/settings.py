@@ -132,8 +132,9 @@ class Settings:
     micro_batch_size: int = setting(None, "at most so many responses per forward pass; gradients add up to the "
                                     "minibatch's. auto: as many as --tokens-per-microbatch allows, which is halved "
                                     "when a GPU's memory is not enough", parse=number_or_auto)
-    tokens_per_microbatch: int = setting(None, "at most so many tokens per forward pass, with attention's padding and "
-                                         "the prompt of a group counted once; this bounds the memory of an update")
+    tokens_per_microbatch: int = setting(None, "at most so many tokens per forward pass, with padding, and the "
+                                         "prompt of a group counted as often as it is read: once where rows are packed, "
+                                         "as the first line of a run says; this bounds the memory of an update")
     gradient_checkpointing: bool = setting(False, "compute activations again in backward: less memory, a third more "
                                            "time")
     old_log_probs: str = setting("auto", "log-probs of the policy that sampled: the sampler's own, or recomputed by "

@@ -25,14 +25,10 @@ from plumbing import metrics
 from plumbing.model import product_dtype
 from rollout import check_model, sample_rollouts
 from scoring import has_plain_head, head_logits, token_log_probs
+from test_rollout import prompts_for
 from test_train import run, without_timings
 
 CPUS = {"plain": {}, "bfloat16": dict(avx512_bf16=True, amx_bf16=True)}
-PROMPTS = ["Ava has 12 apples. How many apples does Ava have?", "A box holds 5 plums. Ben fills 7 boxes.", "Short."]
-
-
-def prompts_for(tokenizer):
-    return [format_prompt(tokenizer, prompt) for prompt in PROMPTS]
 
 
 # --- one default everywhere ---

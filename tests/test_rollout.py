@@ -9,7 +9,7 @@ from conftest import sharper, small_model
 
 from gsm8k import format_prompt
 from rollout import Rollout, inverse_cdf, pad_left, sample_rollouts, uniforms
-from scoring import can_pack, has_plain_head, pack, positions, token_log_probs
+from scoring import attention, can_pack, has_plain_head, pack, positions, token_log_probs
 
 PROMPTS = [
     "Ava has 12 apples. How many apples does Ava have?",
@@ -187,12 +187,19 @@ def test_positions_by_hand():
     assert positions(mask).tolist() == [[0, 0, 0, 1, 2], [0, 1, 2, 3, 3]]
 
 
-def test_gradient_reaches_the_model_and_only_through_response_tokens(tiny):
+def test_gradient_is_that_of_plain_unpadded_passes(tiny):
     model, tokenizer = tiny
-    model = copy.deepcopy(model)
+    ours, plain = copy.deepcopy(model), copy.deepcopy(model)
     rollout = sample_rollouts(model, tokenizer, prompts_for(tokenizer), 2, 20, seed=0)
-    token_log_probs(model, rollout).sum().backward()
-    assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in model.parameters())
+    token_log_probs(ours, rollout, group_size=2).sum().backward()
+    P = rollout.sequences.shape[1] - rollout.response_mask.shape[1]
+    for ids, mask, response in zip(rollout.sequences, rollout.attention_mask, rollout.response_mask):
+        start, length = P - int(mask[:P].sum()), int(response.sum())
+        row = ids[start : P + length][None]
+        log_p = plain(row).logits[0, :-1].log_softmax(dim=-1).gather(1, row[0, 1:, None]).squeeze(1)
+        log_p[-length:].sum().backward()
+    for parameter, wanted in zip(ours.parameters(), plain.parameters()):
+        assert wanted.grad.norm() > 0 and (parameter.grad - wanted.grad).norm() < 1e-4 * wanted.grad.norm()
     assert not rollout.log_probs.requires_grad
 
 
@@ -200,6 +207,36 @@ def test_training_mode_is_put_back(tiny):
     model = copy.deepcopy(tiny[0]).train()
     sample_rollouts(model, tiny[1], prompts_for(tiny[1])[:1], 1, 2)
     assert model.training
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    model.model.norm.register_forward_hook(stop)
+    with pytest.raises(KeyboardInterrupt):
+        sample_rollouts(model, tiny[1], prompts_for(tiny[1])[:1], 1, 2)
+    assert model.training
+
+
+def test_rows_are_selected_by_index_or_by_mask(tiny):
+    rollout = sample_rollouts(*tiny, prompts_for(tiny[1]), 2, 8, seed=0)
+    mask = torch.tensor([False, True, False, False, True, False])
+    by_mask, by_index = rollout.select(mask), rollout.select([1, 4])
+    assert by_mask.texts == by_index.texts == [rollout.texts[1], rollout.texts[4]]
+    assert torch.equal(by_mask.sequences, by_index.sequences)
+
+
+def test_positions_that_depend_on_the_batch_are_refused(tokenizer):
+    r"""longrope stretches all positions once one of them is beyond the original length."""
+    import transformers as hf
+
+    rope = dict(rope_type="longrope", rope_theta=1e4, short_factor=[1.0] * 4, long_factor=[2.0] * 4)
+    model = hf.Phi3ForCausalLM(hf.Phi3Config(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=512, original_max_position_embeddings=64, rope_parameters=rope,
+        bos_token_id=None, eos_token_id=1, pad_token_id=0)).eval()
+    sample_rollouts(model, tokenizer, ["Short."], 1, 8, seed=0)
+    with pytest.raises(ValueError, match="64 positions"):
+        sample_rollouts(model, tokenizer, ["word " * 60], 1, 8, seed=0)
 
 
 @pytest.mark.parametrize("arguments, message", [
@@ -230,9 +267,8 @@ def test_a_window_of_attention_and_a_soft_capped_head(tokenizer, decode):
         eos_token_id=tokenizer.eos_token_id, pad_token_id=0, bos_token_id=None)))
     assert not has_plain_head(model) and model(torch.arange(4)[None]).logits.abs().max() <= 2.0
     rollout = sample_rollouts(model, tokenizer, prompts_for(tokenizer), 3, 20, seed=0, decode=decode)
-    for group_size in (1, 3):
-        again = token_log_probs(model, rollout, group_size=group_size)
-        torch.testing.assert_close(again, rollout.log_probs, atol=1e-3, rtol=0)
+    again = token_log_probs(model, rollout, group_size=3)
+    torch.testing.assert_close(again, rollout.log_probs, atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
@@ -317,9 +353,40 @@ def test_models_that_cannot_be_packed_are_padded(tokenizer, family):
     chosen = model.config._attn_implementation
     rollout = sample_rollouts(model, tokenizer, prompts_for(tokenizer), 3, 20, seed=0)
     assert not can_pack(model) and model.config._attn_implementation == chosen
-    for group_size in (1, 3):
-        again = token_log_probs(model, rollout, group_size=group_size)
-        torch.testing.assert_close(again, rollout.log_probs, atol=1e-3, rtol=0)
+    again = token_log_probs(model, rollout, group_size=3)
+    torch.testing.assert_close(again, rollout.log_probs, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("chosen", ["eager", "sdpa"])
+def test_attention_that_is_chosen_after_sampling_is_used(tiny, chosen):
+    model, tokenizer = copy.deepcopy(tiny[0]), tiny[1]
+    rollout = sample_rollouts(model, tokenizer, prompts_for(tokenizer), 3, 20, seed=0)
+    model.set_attn_implementation(chosen)
+    again = token_log_probs(model, rollout, group_size=3)
+    torch.testing.assert_close(again, rollout.log_probs, atol=1e-4, rtol=0)
+
+
+def test_a_trial_does_not_depend_on_dropout_precision_or_another_model(tokenizer):
+    import transformers as hf
+
+    sizes = dict(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_attention_heads=4,
+                 num_key_value_heads=2)
+    training = hf.LlamaForCausalLM(hf.LlamaConfig(attention_dropout=0.5, num_hidden_layers=2, **sizes)).train()
+    assert has_plain_head(training) and can_pack(training) and training.training
+    config = hf.Qwen2Config(num_hidden_layers=24, **sizes)
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):  # the second one finds "packed" in its configuration
+        assert can_pack(sharper(hf.Qwen2ForCausalLM(config)).to(dtype))
+
+
+def test_attention_written_out_leaves_what_it_does_not_know_to_torch():
+    module = SimpleNamespace(num_key_value_groups=2, is_causal=True, training=True)
+    query, key, value = torch.randn(3, 4, 2, 8), torch.randn(3, 2, 5, 8), torch.randn(3, 2, 5, 8)
+    seen = torch.ones(3, 1, 2, 5, dtype=torch.bool)
+    plain, _ = attention(module, query, key, value, seen, scaling=0.5, dropout=0.0)
+    dropped, _ = attention(module, query, key, value, seen, scaling=0.5, dropout=0.5)
+    assert (plain - dropped).abs().max() > 0.01
+    with pytest.raises(ValueError, match="softcap"):
+        attention(module, query, key, value, seen, scaling=0.5, dropout=0.0, softcap=5.0)
 
 
 def test_a_model_that_was_packed_is_saved_as_any_other(tiny, tmp_path):
