@@ -161,6 +161,20 @@ def test_it_goes_on_and_repeats_nothing(tmp_path, monkeypatch):
     assert read_runs(tmp_path) == runs and len(runs) == 6
 
 
+def test_quick_runs_the_main_panel_with_the_rates_that_were_chosen(tmp_path, monkeypatch, capsys):
+    ran = []
+    monkeypatch.setattr(staleness, "one_run", lambda spec: ran.append(spec) or line(spec))
+    arguments = ["--quick", "--workers", "1", "--out", str(tmp_path)]
+    staleness.main([*arguments, "--minutes", "0"])
+    assert ran == [] and "the same command goes on" in capsys.readouterr().out
+    staleness.main(arguments)
+    committed = read_runs(staleness.RESULTS)
+    wanted = {key({**chosen(point, committed), "seed": seed}) for point in points("main")
+              if point["line"] in staleness.QUICK for seed in FINAL_SEEDS[:3]}
+    assert len(ran) == len(wanted) == 45 and {key(spec) for spec in ran} == wanted
+    assert {path.name for path in tmp_path.glob("*.png")} >= {"main.png"}
+
+
 def test_a_run_is_evaluated_within_its_rollout_and_leaves_nothing(tmp_path, monkeypatch):
     r"""Four updates of one rollout, evaluated after every second one, on a few problems."""
     monkeypatch.setattr(staleness, "EVALUATE_EVERY", 2)
