@@ -451,6 +451,30 @@ def collapse_table(runs):
     return lines
 
 
+def signs_table(runs):
+    r"""What metrics.jsonl says of healthy runs (final accuracy 0.7 or more) and of collapsed ones, by updates per rollout.
+
+    A cell: the values that a tenth and nine tenths of the runs are below, of the first and the last recorded round.
+    """
+    names = ("kl_to_old", "entropy", "reward_mean", "response_length", "truncated_fraction")
+
+    def spread(values):
+        values = sorted(value for value in values if value is not None)
+        return f"{values[len(values) // 10]:.2g} to {values[(9 * len(values) - 1) // 10]:.2g}" if values else "-"
+
+    lines = [f"| updates | runs | number | {' | '.join(f'{n}, first | last' for n in names)} |",
+             "| --- " * (3 + 2 * len(names)) + "|"]
+    for updates in UPDATES:
+        of_u = [run for run in runs.values() if run["settings"]["updates"] == updates
+                and run["settings"]["problems"] == "all" and run["settings"]["rollout"] == MINIBATCH * updates]
+        for what, found in (("healthy", [run for run in of_u if figures(run)["final"] >= 0.7]),
+                            ("collapsed", [run for run in of_u if figures(run)["collapsed"]])):
+            cells = [spread([run["rounds"][name][end] for run in found if run["rounds"][name]])
+                     for name in names for end in (0, -1)]
+            lines.append(f"| {updates} | {what} | {len(found)} | {' | '.join(cells)} |")
+    return lines
+
+
 # --- tables and pictures ---
 
 COLORS = {  # a family has a colour: PMD green, RPG blue, GRPO and kin red, neither black
@@ -575,7 +599,9 @@ def report(runs, folder, lines=None):
         if panel != "main":
             text += ["", "Mean final accuracy in selection, by learning rate; bold is what was chosen:", "",
                      *selection_table("main" if panel == "rates" else panel, runs)]
-    text += ["", "## Collapsed runs", "", "Those of selection too. Metrics of metrics.jsonl, at the first and the last "
+    text += ["", "## Signs", "", "Of all runs on fresh rollouts of the whole task, selection too: healthy ones end at 0.7 "
+             "or more. A tenth of the values are below the first number, a tenth above the second.", "",
+             *signs_table(runs), "", "## Collapsed runs", "", "Those of selection too. Metrics of metrics.jsonl, at the first and the last "
              "of the rounds that runs.jsonl keeps; with 64 updates there is one round, sampled before any update.", "",
              *collapse_table(runs)]
     (folder / "results.md").write_text("\n".join(text) + "\n")

@@ -262,6 +262,18 @@ def test_table_of_collapsed_runs():
                         "1 to 2 | 1 to 2 |"]
 
 
+def test_table_of_signs():
+    names = ("kl_to_old", "entropy", "reward_mean", "response_length", "truncated_fraction")
+    runs = {}
+    for seed in range(20):
+        final = 0.8 if seed < 10 else 0.1
+        spec = {**candidate("grpo", 1e-4, 4), "seed": seed}
+        runs[seed] = {**line(spec, final), "rounds": {name: [0.1 * seed, 9.0, None] for name in names}}
+    rows = staleness.signs_table(runs)
+    assert rows[4].startswith("| 4 | healthy | 10 | 0.1 to 0.8 | - | 0.1 to 0.8 | - |")
+    assert rows[5].startswith("| 4 | collapsed | 10 | 1.1 to 1.8 | - |") and rows[6].startswith("| 16 | healthy | 0 | - |")
+
+
 def test_report_of_nothing(tmp_path):
     staleness.main(["--report", "--out", str(tmp_path)])
     assert "not run" in (tmp_path / "results.md").read_text() and not list(tmp_path.glob("*.png"))
