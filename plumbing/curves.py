@@ -24,7 +24,7 @@ def draw_curves(rows, path, title):
 
     axis = axes[0, 0]
     axis.plot(*series("reward_mean"), color="tab:orange", alpha=0.8, label="mean reward, sampled, training problems")
-    axis.plot(*series("eval_accuracy"), color="tab:blue", marker="o", label="accuracy, greedy, held-out problems")
+    axis.plot(*series("eval_accuracy"), "o:", color="tab:blue", label="accuracy, greedy, held-out problems")
     axis.set(ylabel="reward, or fraction right")
     axis.set_ylim(min(0, axis.get_ylim()[0]), max(1.02, axis.get_ylim()[1]))  # a penalty may make rewards negative
 
