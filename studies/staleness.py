@@ -523,6 +523,21 @@ def draw_updates(found, axis, title):
     labels_apart(axis, ends, max(s["x"] for s in found))
 
 
+def draw_group_sizes(found, axis, title):
+    r"""Final accuracy against responses per prompt: a line per objective with its intervals."""
+    for line in dict.fromkeys(s["line"] for s in found):
+        own, name = [s for s in found if s["line"] == line], line.split(",")[0]
+        axis.errorbar([s["x"] for s in own], [s["final"] for s in own],
+                      [[s["final"] - s["low"] for s in own], [s["high"] - s["final"] for s in own]],
+                      color=COLORS[name], marker=MARKERS[name], capsize=3, label=name)
+    axis.set(xscale="log", xticks=GROUP_SIZES, xticklabels=GROUP_SIZES, ylim=(0, 1), title=title,
+             xlabel="responses per prompt, G")
+    axis.minorticks_off()
+    axis.grid(alpha=0.3)
+    if found:
+        axis.legend(loc="lower left")
+
+
 def draw(runs, folder, lines=None):
     r"""Writes the pictures that there are runs for; returns {panel: file name}."""
     import matplotlib
@@ -540,6 +555,7 @@ def draw(runs, folder, lines=None):
     label = "accuracy on held-out problems after training"
     for panel, title in (("main", "1,024 sampled responses and 64 optimizer steps, however stale the data"),
                          ("strength", "the same with tau or beta tuned where there is one"),
+                         ("common", "the same with one learning rate for all, 1e-4"),
                          ("steps", "64 optimizer steps, fed by fewer and fewer sampled responses")):
         found = summaries(panel, runs, lines)
         if found and any(s["x"] == UPDATES[-1] for s in found):
@@ -563,22 +579,15 @@ def draw(runs, folder, lines=None):
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=9)
         save(figure, "rates")
 
-    found = summaries("low", runs)
-    if found:
-        figure, axes = plt.subplots(1, 2, figsize=(10, 4.5), sharey=True, layout="constrained")
-        for axis, kind, title in zip(axes, ("papers'", "tuned"), ("tau 0.01, as in the authors' scripts", "tau tuned")):
-            for name in ("pmd_mean", "pmd_part"):
-                own = [s for s in found if s["line"] == f"{name}, {kind}"]
-                axis.errorbar([s["x"] for s in own], [s["final"] for s in own],
-                              [[s["final"] - s["low"] for s in own], [s["high"] - s["final"] for s in own]],
-                              color=COLORS[name], marker=MARKERS[name], capsize=3, label=name)
-            axis.set(xscale="log", xticks=GROUP_SIZES, xticklabels=GROUP_SIZES, ylim=(0, 1), title=title,
-                     xlabel="responses per prompt, G")
-            axis.minorticks_off()
-            axis.grid(alpha=0.3)
-            axis.legend()
-        axes[0].set_ylabel(label)
-        save(figure, "low")
+    for panel, kinds in (("low", {"papers'": "tau 0.01, as in the authors' scripts", "tuned": "tau tuned"}),
+                         ("low_rates", {f"{lr:g}": f"learning rate {lr:g}, tau 0.01" for lr in RATES[:3]})):
+        found = summaries(panel, runs)
+        if found:
+            figure, axes = plt.subplots(1, len(kinds), figsize=(5 * len(kinds), 4.5), sharey=True, layout="constrained")
+            for axis, (kind, title) in zip(axes, kinds.items()):
+                draw_group_sizes([s for s in found if s["line"].endswith(f", {kind}")], axis, title)
+            axes[0].set_ylabel(label)
+            save(figure, panel)
     return written
 
 
@@ -591,12 +600,14 @@ def report(runs, folder, lines=None):
             "same steps with one update per rollout, tau and beta are those of the one run for all of them.", "",
             *verdicts(runs)]
     for panel, title in (("main", "(a) Equal sampled responses"), ("steps", "(b) Equal optimizer steps"),
-                         ("rates", "(c) Learning rates"), ("low", "(d) Low success"), ("strength", "(e) Tuned")):
+                         ("rates", "(c) Learning rates"), ("low", "(d) Low success"), ("strength", "(e) Tuned"),
+                         ("common", "(f) One learning rate for all"),
+                         ("low_rates", "(g) Low success, one learning rate for both")):
         text += ["", f"## {title}"]
         text += ["", f"![{title}]({pictures.get(panel)})"] * (panel in pictures)
         if panel != "rates":
             text += ["", *table(summaries(panel, runs, lines))]
-        if panel != "main":
+        if panel in ("steps", "rates", "low", "strength"):
             text += ["", "Mean final accuracy in selection, by learning rate; bold is what was chosen:", "",
                      *selection_table("main" if panel == "rates" else panel, runs)]
     text += ["", "## Signs", "", "Of all runs on fresh rollouts of the whole task, selection too: healthy ones end at 0.7 "
