@@ -10,7 +10,7 @@ r"""Baselines: what PMD-mean and RPG compare with, each as its advantages, its l
     GSPO          grpo_advantages                   gspo_loss                      seq-mean-token-sum
 
 Sources: RLOO arXiv 2402.14740, GRPO 2402.03300, Dr. GRPO 2503.20783, DAPO 2503.14476, REINFORCE++ 2501.03262, GSPO
-2507.18071. Dr. GRPO is GRPO without the division by the standard deviation and without 1/|o|: with both gone its
+2507.18071. Dr. GRPO is GRPO without 1/|o| and without the division by the standard deviation, so its
 advantages are PMD-mean's. DAPO has a higher upper clip and no KL; it drops groups and shapes the reward (rewards.py).
 
 What a baseline does to the expected gradient of G responses to one prompt, on policy [derived]:

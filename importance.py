@@ -16,8 +16,8 @@ PPO's or RPG's losses: that one moves with theta, this one is a constant, and a 
     truncated   min(w, C)                      what w had above C                 bounded
     masked      w in [1/C, C], else 0          all of what lies outside           bounded; drops what looks broken
 
-Sources: OpenKimi and verl have such weights for the rollout engine, per sequence with a threshold of 5 in OpenKimi's
-scripts, verl's default is 2. The statements on bias are [derived], by enumeration.
+Sources: OpenKimi and verl have such weights for the rollout engine. OpenKimi's scripts have weights per sequence with
+a threshold of 5. verl's default threshold is 2. The statements on bias are [derived], by enumeration.
 
 Where they go: on each response's or token's loss, before anything is averaged (`weighted`, then aggregation.py).
 OpenKimi multiplies the loss that is already a mean. Then every response has the same factor, and nothing is corrected:
@@ -29,8 +29,8 @@ and 0 elsewhere. "inside" are the responses that mu can sample.
   part moves probability between the nucleus and the tokens outside it, which never get a sample to defend them.
 - With w = prod_t Z_t the step is exactly grad E_pi[(r - b) inside]. w <= 1, so there is nothing to truncate.
 - No weight brings back a response that mu cannot sample: it is missing, not rare. In the table weights do not lower the
-  bias of top-p 0.95 and 0.8, and leave a third of it at 0.5. And the baseline b, harmless elsewhere, rewards or
-  punishes being inside, whose probability is below 1.
+  bias at top-p 0.95 and 0.8; at 0.5 a third of the bias is left. The baseline b, harmless elsewhere, adds a bias too:
+  it changes the probability of being inside, which is below 1.
 - What helps: sample with top-p = 1; or let the trainer's log-probs too be those of the truncated policy, whose own
   reward E_mu[r] then ascends without bias.
 

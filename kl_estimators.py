@@ -18,14 +18,14 @@ policy (2505.17508, Sec. 2.2): k1 as a loss has gradient 0, k2 has the reverse K
 the table that `python kl_estimators.py` prints is [derived] by enumeration.
 
 Which row is my trainer?
-- k3, loss, no weight: GRPO's penalty as commonly written (`grpo_penalty`), off policy neither KL's gradient. So do
-  verl `low_var_kl`, nano-aha-moment, simple_GRPO, and TRL with `use_bias_correction_kl=False`.
+- k3, loss, no weight: GRPO's penalty as commonly written (`grpo_penalty`). Off policy it has neither KL's gradient. It
+  is in verl (`low_var_kl`), nano-aha-moment, simple_GRPO, and TRL with `use_bias_correction_kl=False`.
 - k3, loss, weighted: the corrected one (`corrected_grpo_penalty`): the reverse KL's gradient on and off policy, the
   same as rpg_losses.urkl_loss. TRL 1.16.0 does this by default (`use_bias_correction_kl=True`).
-- k1, reward: REINFORCE++ (baselines.py), and RLOO in its paper. They take k1 once, at pi_old. With the ratio the
-  gradient is that of E_theta[log(pi_old/pi_ref)]: on policy the reverse KL's, off policy not. [derived] It lacks that
-  of KL(pi_theta || pi_old). The table takes k1 at the current pi_theta; only then does the ratio make it the reverse
-  KL's off policy too.
+- k1, reward: REINFORCE++ (baselines.py), and RLOO in its paper. They compute k1 once, at pi_old. Weighted by
+  pi_theta/pi_old, the gradient is that of E_theta[log(pi_old/pi_ref)]. On policy this is the reverse KL's; off policy
+  the gradient of KL(pi_theta || pi_old) is missing [derived]. The table computes k1 at the current pi_theta. With the
+  weight it then has the reverse KL's gradient off policy too.
 
 `python kl_estimators.py` prints value, bias and standard deviation, then the gradient of every use, recognised among
 the gradients of the three divergences that matter; it draws the same in runs/kl_estimators.png.

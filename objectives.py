@@ -1,4 +1,4 @@
-r"""Objectives: what each name of --objective means, one entry of one table each.
+r"""Objectives: a table with one entry for each name of --objective.
 
     rewards [N]  ->  advantages [N] or [N, T]  ->  losses of events [n, T] or [n]  ->  aggregate: one number
 

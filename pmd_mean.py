@@ -17,10 +17,10 @@ Departures from the sources, and why:
 - The loss here is (tau/2)(A/tau - s)^2 = (A - tau s)^2 / (2 tau): L times 1/(2 tau). Same minimiser, and at s = 0 the
   gradient is the plain policy gradient, so learning rates mean the same for every tau.
 - The authors' code (github.com/horizon-rl/OpenKimi) uses leave-one-out baselines; here they are an option.
-- It clamps the leave-one-out mean of PMD-part at 1e-8: the only winner of 8 at tau = 0.01 then gets 0.184. Here: 1.
-- It divides each response's loss by the response's length by default. The formula does not, and neither does pmd_loss.
-Only the abstract of 2602.05933 and the authors' code stand behind the lines on it; lines marked [derived] were worked
-out for this file and are checked in tests/test_pmd_mean.py.
+- Their code clamps PMD-part's leave-one-out mean at 1e-8: at tau = 0.01 the only winner of 8 has A = 0.184, here A = 1.
+- Their code divides each response's loss by its length by default. The formula does not, and neither does pmd_loss.
+Of 2602.05933 only the abstract and the authors' code were available. Lines marked [derived] were worked out for this
+file and are checked in tests/test_pmd_mean.py.
 
 `python pmd_mean.py` prints one exact step of both variants (new success probability, lam) against success probability
 p and tau, and how well each baseline is known from a few responses; it draws the same in runs/pmd_mean.png.

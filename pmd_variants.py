@@ -21,7 +21,8 @@ mean, and whether the advantage carries the importance weight pi_theta/pi_old.
 
 What the table of `python pmd_variants.py` shows, all of it [derived] by enumeration:
 - In the first step after sampling every regression onto pi_old follows the policy gradient, up to a constant or a
-  weight on responses. With one optimizer step per rollout they hardly differ. The target policy aims at its target.
+  weight on responses. With one optimizer step per rollout these losses hardly differ. target_policy_loss does not
+  follow the policy gradient: it moves p towards q.
 - Off policy only K2.5 has an importance weight, per token. The others average over pi_old as it was. The weight is why
   K2.5 needs its clip. At log-ratio l the advantage pushes with e^l A and the square pulls back with 2 tau l. The pull,
   measured by the push, grows up to l = 1 and shrinks beyond.
@@ -32,7 +33,7 @@ What the table of `python pmd_variants.py` shows, all of it [derived] by enumera
   it is below 0, the multiplier lam of the next lines may be negative. In pmd_mean.py it never is.
 
 Optimum, for free probabilities and exact expectations: every regression is stationary under sum pi = 1 where
-    s + (lam / c) e^s = A/tau     with E_old[e^s] = 1     (pmd_mean.py has c = 1; c = 1/|y|, or the partition weight)
+    s + (lam / c) e^s = A/tau     with E_old[e^s] = 1     (pmd_mean.py: c = 1; openkimi_loss: its own c / |y|)
 K2.5 inside its bounds, per prefix:  l e^-l = (Q_old - mu) / (2 tau)     with E_old[e^l] = 1.     [derived]
 
 What tau means for rewards of +-1. They are 2 r - 1 for rewards r of 0 and 1, so advantages double, and the same step

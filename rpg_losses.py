@@ -2,7 +2,7 @@ r"""RPG: policy-gradient losses whose KL penalty has the right weight off policy
 
 Objective (to maximise):   J = E_{pi_theta}[R] - beta D,   estimated from responses y ~ pi_old, an earlier policy.
 
-An expectation under pi_theta needs the importance weight w = pi_theta/pi_old. So does the KL: which weight, depends on
+An expectation under pi_theta needs the importance weight w = pi_theta/pi_old. So does the KL. Its weight depends on
 its direction and on its mass terms. D is one of four (Props. E.1, E.3, 3.2, 3.6):
 
     D                                  weight of grad log pi_theta in grad J      differentiable loss (Tables 1 and 4)

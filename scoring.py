@@ -3,8 +3,8 @@ r"""Scoring: the log-probs of sampled tokens under the policy that is trained, w
 What it teaches. Every objective needs log pi_theta(y_t | x, y_<t) at the sampled tokens. So a rollout is read once
 more, whole responses at a time, with gradients. Three things make that right and affordable:
 
-- Positions count real tokens only. With left padding they must be given. Without them rotary models stay right, as only
-  distances matter to them; models with learned positions are wrong without an error.
+- Positions count real tokens only. With left padding they must be passed to the model. If they are
+  not, models with learned positions give wrong numbers and no error. Rotary models stay right: only distances count.
 - A group shares its prompt, and responses differ in length. `pack` puts all real tokens of a minibatch in one row: each
   prompt once, no padding. Apart from attention, a layer treats each token alone. For attention `packed_attention` takes
   the sequences apart, and pads them. With 64 responses of the embedded task 3 tokens in 10 are padding otherwise.

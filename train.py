@@ -13,8 +13,8 @@ r"""Reinforcement learning with verifiable rewards, as one readable loop: `pytho
 objectives.py has one entry for each name of --objective.
 
 pi_old is the policy at the start of the step. Its log-probs are the sampler's own, so no second pass is needed.
-`--old-log-probs recomputed` makes one all the same. So do bfloat16 and float16 by default: there, decoding with a cache
-and reading a response at once differ by more than float32 rounding.
+`--old-log-probs recomputed` adds a second pass. With bfloat16 and float16 this is the default: decoding with a cache
+and reading a response at once then differ by more than float32 rounding.
 
 A response that was cut off stays in its group. It counts in the baseline, with the reward that its text earns.
 
