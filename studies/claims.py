@@ -1110,7 +1110,8 @@ def claim_stale_data():
         verdict="holds" if all(above) else "holds in part" if any(above) else "does not hold" if any(below)
         else "not seen",
         table=table,
-        note="the whole study, with ten objectives, is in `studies/results/staleness`",
+        note="each objective has the learning rate that was best for it; the same at one rate for all, low success, and "
+             "other objectives are in `studies/results/staleness`",
         numbers=cells,
     )
 
