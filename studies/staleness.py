@@ -554,9 +554,9 @@ def draw(runs, folder, lines=None):
         written[panel] = f"{panel}.png"
 
     label = "accuracy on held-out problems after training"
-    for panel, title in (("main", "1,024 sampled responses and 64 optimizer steps, however stale the data"),
-                         ("strength", "the same with tau or beta tuned where there is one"),
-                         ("common", "the same with one learning rate for all, 1e-4"),
+    for panel, title in (("main", "1,024 sampled responses, 64 optimizer steps, each objective at its best learning rate"),
+                         ("strength", "the same with tau or beta tuned at 16 and at 64"),
+                         ("common", "1,024 sampled responses, 64 optimizer steps, learning rate 1e-4 for all"),
                          ("steps", "64 optimizer steps, fed by fewer and fewer sampled responses")):
         found = summaries(panel, runs, lines)
         if found and any(s["x"] == UPDATES[-1] for s in found):
