@@ -5,7 +5,7 @@ for many updates, RPG from off-policy ratios and their clip. Here the number of 
 every response is the policy's own, to 64, where all are the base model's.
 
     python studies/staleness.py --quick      four objectives, three seeds: at most ten minutes on two cores
-    python studies/staleness.py              everything, 4.7 core-hours; can be stopped, and goes on where it was
+    python studies/staleness.py              everything, 5.8 core-hours; can be stopped, and goes on where it was
     python studies/staleness.py --report     the tables and pictures of the runs there are
 
 A run is `train.train` with other settings. It adds a line to runs.jsonl and leaves nothing else. results.md, beside it,
@@ -49,7 +49,7 @@ An expectation (EXPECTED) is about differences of final accuracies, paired by se
 0 at every x named, and in part if at some x. It is reversed if the interval is below 0 at some x and above 0 at none.
 Otherwise the difference is not seen.
 
-Cost: about 930 runs of 16 to 20 core-seconds each, 30 with one update per rollout: 4.7 core-hours. --quick has 45 runs,
+Cost: 1,056 runs of 16 to 22 core-seconds each, 31 with one update per rollout: 5.8 core-hours. --quick has 45 runs,
 15 core-minutes. Measured on a busy AMD EPYC; a free core is faster.
 
 What was changed after the first runs
@@ -453,7 +453,7 @@ def collapse_table(runs):
 
 
 def signs_table(runs):
-    r"""What metrics.jsonl says of healthy runs (final accuracy 0.7 or more) and of collapsed ones, by updates per rollout.
+    r"""What metrics.jsonl says of healthy runs, which end at 0.7 or more, and of collapsed ones, by updates per rollout.
 
     A cell: the values that a tenth and nine tenths of the runs are below, of the first and the last recorded round.
     """
@@ -499,7 +499,8 @@ def labels_apart(axis, ends, x, gap=0.036):
     for (name, y), height in zip(ends, heights):
         axis.annotate("rpg_clip_urkl, both styles" if name == "rpg_clip_urkl" else name, (x * 1.15, y),
                       (x * 1.45, height), color=COLORS[name], fontsize=9, va="center", annotation_clip=False,
-                      arrowprops=dict(arrowstyle="-", color=COLORS[name], lw=0.6, shrinkA=0, shrinkB=0, relpos=(0, 0.5)))
+                      arrowprops=dict(arrowstyle="-", color=COLORS[name], lw=0.6, shrinkA=0, shrinkB=0,
+                                      relpos=(0, 0.5)))
 
 
 def draw_updates(found, axis, title):
@@ -513,8 +514,8 @@ def draw_updates(found, axis, title):
                       elinewidth=0.8, linestyle="--" if name in CLIPPED else "-")
         ends[name] = middle[-1]
     low, high = axis.get_ylim()
-    axis.set(xscale="log", xlim=(0.82, 78), ylim=(math.floor(20 * low) / 20, math.ceil(20 * high) / 20), title=title, xlabel="optimizer steps per rollout",
-             xticks=UPDATES,
+    axis.set(xscale="log", xlim=(0.82, 78), ylim=(math.floor(20 * low) / 20, math.ceil(20 * high) / 20), title=title,
+             xlabel="optimizer steps per rollout", xticks=UPDATES,
              xticklabels=["1\neach on fresh data", "4", "16\nas in the papers", "64\nall on the same data"])
     axis.minorticks_off()
     axis.grid(alpha=0.3)
@@ -554,8 +555,8 @@ def draw(runs, folder, lines=None):
         written[panel] = f"{panel}.png"
 
     label = "accuracy on held-out problems after training"
-    for panel, title in (("main", "1,024 sampled responses, 64 optimizer steps, each objective at its best learning rate"),
-                         ("strength", "the same with tau or beta tuned at 16 and at 64"),
+    for panel, title in (("main", "1,024 sampled responses, 64 optimizer steps, each at its best learning rate"),
+                         ("strength", "1,024 sampled responses, 64 optimizer steps, tau and beta tuned too"),
                          ("common", "1,024 sampled responses, 64 optimizer steps, learning rate 1e-4 for all"),
                          ("steps", "64 optimizer steps, fed by fewer and fewer sampled responses")):
         found = summaries(panel, runs, lines)
@@ -613,8 +614,8 @@ def report(runs, folder, lines=None):
                      *selection_table("main" if panel == "rates" else panel, runs)]
     text += ["", "## Signs", "", "Of all runs on fresh rollouts of the whole task, selection too: healthy ones end at 0.7 "
              "or more. A tenth of the values are below the first number, a tenth above the second.", "",
-             *signs_table(runs), "", "## Collapsed runs", "", "Those of selection too. Metrics of metrics.jsonl, at the first and the last "
-             "of the rounds that runs.jsonl keeps; with 64 updates there is one round, sampled before any update.", "",
+             *signs_table(runs), "", "## Collapsed runs", "", "Those of selection too. Metrics of metrics.jsonl, at the "
+             "first and the last of the rounds that runs.jsonl keeps; with 64 updates there is one round, sampled before any update.", "",
              *collapse_table(runs)]
     (folder / "results.md").write_text("\n".join(text) + "\n")
 
