@@ -31,7 +31,8 @@ Panels
                  (U = 16) or 16 (U = 64), so the same 64 steps are fed by 1,024, 1,024, 256 and 64 responses
     rates        (c) the final accuracy at each learning rate: the selection runs of the main panel
     low          (d) PMD-mean against PMD-part where base success is 0.05: the nine situations of LOW, sampled at
-                 temperature 0.5 (greedy it is 0.005). By G = 2, 4, 8, 16 responses a group; U = 16, 1,024 responses and 64 steps whatever G is
+                 temperature 0.5 (greedy it is 0.005). By G = 2, 4, 8, 16 responses a group; U = 16, 1,024 responses
+                 and 64 steps whatever G is
     strength     (e) the main panel with tau or beta tuned where data are stale, at U = 16 and 64
     common       (f) the main panel with one learning rate for all, 1e-4: no selection
     low_rates    (g) the low panel with tau 0.01 and one learning rate for both, 5e-5, 1e-4 and 2e-4: no selection
