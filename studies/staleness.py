@@ -454,7 +454,7 @@ def collapse_table(runs):
 
 
 def signs_table(runs):
-    r"""What metrics.jsonl says of healthy runs, which end at 0.7 or more, and of collapsed ones, by updates per rollout.
+    r"""What metrics.jsonl says of healthy runs (they end at 0.7 or more) and of collapsed ones, by updates per rollout.
 
     A cell: the values that a tenth and nine tenths of the runs are below, of the first and the last recorded round.
     """
@@ -613,10 +613,11 @@ def report(runs, folder, lines=None):
         if panel in ("steps", "rates", "low", "strength"):
             text += ["", "Mean final accuracy in selection, by learning rate; bold is what was chosen:", "",
                      *selection_table("main" if panel == "rates" else panel, runs)]
-    text += ["", "## Signs", "", "Of all runs on fresh rollouts of the whole task, selection too: healthy ones end at 0.7 "
-             "or more. A tenth of the values are below the first number, a tenth above the second.", "",
+    text += ["", "## Signs", "", "Of all runs on fresh rollouts of the whole task, selection too: healthy ones end at "
+             "0.7 or more. A tenth of the values are below the first number, a tenth above the second.", "",
              *signs_table(runs), "", "## Collapsed runs", "", "Those of selection too. Metrics of metrics.jsonl, at the "
-             "first and the last of the rounds that runs.jsonl keeps; with 64 updates there is one round, sampled before any update.", "",
+             "first and the last of the rounds that runs.jsonl keeps; with 64 updates there is one round, sampled "
+             "before any update.", "",
              *collapse_table(runs)]
     (folder / "results.md").write_text("\n".join(text) + "\n")
 
