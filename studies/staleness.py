@@ -615,8 +615,8 @@ def report(runs, folder, lines=None):
                      *selection_table("main" if panel == "rates" else panel, runs)]
     text += ["", "## Signs", "", "Of all runs on fresh rollouts of the whole task, selection too: healthy ones end at "
              "0.7 or more. A tenth of the values are below the first number, a tenth above the second.", "",
-             *signs_table(runs), "", "## Collapsed runs", "", "Those of selection too. Metrics of metrics.jsonl, at the "
-             "first and the last of the rounds that runs.jsonl keeps; with 64 updates there is one round, sampled "
+             *signs_table(runs), "", "## Collapsed runs", "", "Those of selection too. Metrics of metrics.jsonl, at "
+             "the first and the last of the rounds that runs.jsonl keeps; with 64 updates there is one round, sampled "
              "before any update.", "",
              *collapse_table(runs)]
     (folder / "results.md").write_text("\n".join(text) + "\n")

@@ -136,7 +136,7 @@ def test_token_budgets_add_up_to_the_full_batch(tiny):
         parts, totals_of_parts, (*_, settings) = minibatch_gradient(tiny, *flags)
         assert (parts - whole).norm() < 1e-5 * whole.norm()
         assert vars(totals_of_parts) == pytest.approx(vars(totals), rel=1e-4)
-        cut = microbatches(model, rollout, rows, settings)
+        cut = microbatches(tiny[0], rollout, rows, settings)
         assert sorted(row for part, _ in cut for row in part.tolist()) == sorted(rows.tolist())
         for part, piece in cut:
             padded = len(part) // piece * int(prompts[part].max()) + len(part) * int(lengths[part].max())
