@@ -109,7 +109,7 @@ def backward(policy, objective, rollout, minibatch, settings, scaler=UNSCALED):
     """
     num_tokens = int(rollout.response_mask[minibatch].sum())
     update = metrics.Update(num_tokens)
-    for rows, per_prompt in microbatches(policy, rollout, minibatch, settings):  # so many share a prompt
+    for rows, per_prompt in microbatches(policy, rollout, minibatch, settings):  # per_prompt rows share a prompt
         part = rollout.select(rows)
         with autocast(settings):
             log_probs = token_log_probs(policy, part, settings.temperature, per_prompt)  # [n, T], log pi_theta
@@ -133,9 +133,8 @@ def weighted_for_the_sampler(losses, part, settings):
 
 def optimizer_step(policy, optimizer, update, settings, steps_before, scaler=UNSCALED):
     r"""One AdamW step on the clipped gradient; no step, and update.skipped, where loss or gradient is not finite."""
-    parallel.sum_gradients(policy)
+    update.sum_over_processes(policy)
     scaler.unscale_(optimizer)
-    update.sum_over_processes(policy.device)
     update.grad_norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), MAX_GRAD_NORM).item()
     update.skipped = not (math.isfinite(update.loss) and math.isfinite(update.grad_norm))
     if not update.skipped:

@@ -39,10 +39,13 @@ class Update:
         if part.ref_log_probs is not None:
             self.kl_ref += k3(log_probs, part.ref_log_probs).sum().item()
 
-    def sum_over_processes(self, device):
+    def sum_over_processes(self, policy):
+        r"""Adds up the gradients and the sums of all processes. With one there is nothing to do."""
         if parallel.world() == 1:
             return
-        sums = torch.tensor([self.loss, self.kl, self.kl_ref, self.mismatch], dtype=torch.float64, device=device)
+        parallel.sum_gradients(policy)
+        sums = torch.tensor([self.loss, self.kl, self.kl_ref, self.mismatch], dtype=torch.float64,
+                            device=policy.device)
         self.loss, self.kl, self.kl_ref, self.mismatch = parallel.total(sums).tolist()
 
 

@@ -81,8 +81,6 @@ def total(tensor):
 
 def sum_gradients(model):
     r"""Adds up the gradients of all processes. A process that had nothing to do adds zeros."""
-    if world() == 1:
-        return
     waiting = []
     for parameter in model.parameters():
         if parameter.requires_grad:

@@ -198,12 +198,11 @@ class Run:
                 self.stop_not_finite(step, f"the weights of {name} are not finite")
 
     def stop_not_finite(self, step, cause):
-        if parallel.rank() > 0:  # all processes find the same, the first one prints it
-            sys.exit(1)
         last = checkpoints(self.out)[-1:]
         kept = f"the last checkpoint is {last[0]}" if last else "no checkpoint was written yet"
-        print(f"\ntrain.py: stopped at step {step}: {cause}; {kept}; try a smaller --lr or a larger --tau",
-              file=sys.stderr)
+        if parallel.rank() == 0:  # all processes find the same, one prints it
+            print(f"\ntrain.py: stopped at step {step}: {cause}; {kept}; try a smaller --lr or a larger --tau",
+                  file=sys.stderr)
         sys.exit(1)
 
 

@@ -153,7 +153,7 @@ def points(panel):
     r"""The points of a panel, each a dict: panel, line, x, its candidates, and the seeds that select among them."""
     def point(line, x, candidates):
         return dict(panel=panel, line=line, x=x, candidates=candidates,
-                    seeds=SELECTION_SEEDS if panel in ("main", "common") else SELECTION_SEEDS[:1])
+                    seeds={"main": SELECTION_SEEDS, "common": (), "low_rates": ()}.get(panel, SELECTION_SEEDS[:1]))
 
     if panel == "main":
         return [point(name, u, [candidate(name, lr, u) for lr in RATES]) for name in STRENGTHS for u in UPDATES]
